@@ -1,0 +1,1 @@
+"""The built-in checkpoint layouts: one file for each program whose files we read or write."""

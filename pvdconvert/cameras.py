@@ -1,0 +1,211 @@
+"""Pinhole cameras and the pseudo-views that a conversion looks through. numpy only, no torch.
+
+Convention: OpenGL. ``c2w`` columns are right (+x), up (+y), back (+z) and the position; the camera looks along -z.
+A pixel (i, j) counts columns from the left and rows from the top; its ray passes ``(i + offset, j + offset)``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pvdconvert.errors import InputError
+
+if TYPE_CHECKING:
+    from pvdconvert.scene import Box
+
+Array = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Camera:
+    """A pinhole camera.
+
+    width, height   pixels
+    fx, fy          focal lengths, pixels
+    cx, cy          principal point, pixels from the top left corner
+    c2w             3x4, row-major, OpenGL camera to world
+    offset          where in a pixel its ray passes: 0.5 (centre) or 0 (the vanilla-NeRF programs)
+    """
+
+    width: int
+    height: int
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    c2w: tuple[tuple[float, ...], ...]
+    offset: float = 0.5
+
+    @property
+    def position(self) -> Array:
+        """[3], world units."""
+        return np.asarray(self.c2w, dtype=np.float64)[:3, 3]
+
+    def resized(self, width: int, height: int) -> Camera:
+        """The same view at another size."""
+        sx, sy = width / self.width, height / self.height
+        return dataclasses.replace(
+            self, width=width, height=height, fx=self.fx * sx, fy=self.fy * sy, cx=self.cx * sx, cy=self.cy * sy
+        )
+
+    def rays(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Origins [H*W, 3] and unit directions [H*W, 3] of all pixels, row-major, world."""
+        j, i = np.meshgrid(np.arange(self.height), np.arange(self.width), indexing="ij")
+        return self.rays_at(i.reshape(-1).astype(np.float64), j.reshape(-1).astype(np.float64))
+
+    def rays_at(self, i: Array, j: Array) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Origins and unit directions [N, 3] through pixel columns ``i`` and rows ``j`` [N] (fractions allowed)."""
+        m = np.asarray(self.c2w, dtype=np.float64)
+        local = np.stack(
+            [(i + self.offset - self.cx) / self.fx, -(j + self.offset - self.cy) / self.fy, -np.ones_like(i)], axis=-1
+        )
+        d = local @ m[:3, :3].T
+        d /= np.linalg.norm(d, axis=-1, keepdims=True)
+        o = np.broadcast_to(m[:3, 3], d.shape)
+        return np.ascontiguousarray(o, dtype=np.float32), d.astype(np.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        data = dataclasses.asdict(self)
+        data["c2w"] = [list(row) for row in self.c2w]
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Camera:
+        return cls(
+            int(data["width"]),
+            int(data["height"]),
+            float(data["fx"]),
+            float(data["fy"]),
+            float(data["cx"]),
+            float(data["cy"]),
+            tuple(tuple(float(v) for v in row) for row in data["c2w"]),
+            float(data.get("offset", 0.5)),
+        )
+
+
+def look_at(position: Sequence[float], target: Sequence[float], up: Sequence[float] = (0.0, 0.0, 1.0)) -> Array:
+    """c2w [3, 4] of a camera at ``position`` that looks at ``target``; falls back to +y where ``up`` is degenerate."""
+    p, t = np.asarray(position, dtype=np.float64), np.asarray(target, dtype=np.float64)
+    back = p - t
+    norm = float(np.linalg.norm(back))
+    if norm == 0.0:
+        raise InputError("a camera cannot look at its own position")
+    back /= norm
+    right = np.cross(np.asarray(up, dtype=np.float64), back)
+    if np.linalg.norm(right) < 1e-6:
+        right = np.cross(np.array([0.0, 1.0, 0.0]), back)
+    right /= np.linalg.norm(right)
+    return np.stack([right, np.cross(back, right), back, p], axis=1)
+
+
+def fit_camera(box: Box, direction: Sequence[float], size: int, *, fill: float = 0.66, fov: float = 0.7) -> Camera:
+    """A square camera in ``direction`` of the box's centre in which the box fills about ``fill`` of the height.
+
+    ``fov`` is the full angle in radians, ``size`` pixels. The eight projected corners are made to fit exactly.
+    """
+    center = np.asarray(box.center)
+    d = np.asarray(direction, dtype=np.float64)
+    d = d / np.linalg.norm(d)
+    corners = np.array([[(box.min, box.max)[b >> k & 1][k] for k in range(3)] for b in range(8)])
+    focal = 0.5 * size / math.tan(0.5 * fov)
+    low, high = 0.55 * box.diagonal, 100.0 * box.diagonal
+    for _ in range(60):
+        radius = math.sqrt(low * high)
+        m = look_at(center + d * radius, center)
+        local = (corners - m[:, 3]) @ m[:, :3]
+        if (local[:, 2] >= -1e-6).any():
+            low = radius
+            continue
+        v = focal * local[:, :2] / -local[:, 2:3]
+        if float(np.ptp(v, axis=0).max()) > fill * size:
+            low = radius
+        else:
+            high = radius
+    m = look_at(center + d * high, center)
+    return Camera(size, size, focal, focal, size / 2, size / 2, tuple(tuple(map(float, r)) for r in m))
+
+
+def sphere_directions(count: int, seed: int) -> Array:
+    """[count, 3] unit vectors spread evenly over the full sphere (a Fibonacci lattice in a random rotation)."""
+    rng = np.random.default_rng(seed)
+    k = np.arange(count) + 0.5
+    z = 1.0 - 2.0 * k / count
+    phi = math.pi * (1.0 + math.sqrt(5.0)) * k + rng.uniform(0, 2 * math.pi)
+    r = np.sqrt(np.maximum(0.0, 1.0 - z * z))
+    points = np.stack([r * np.cos(phi), r * np.sin(phi), z], axis=-1)
+    # A rotation about a horizontal axis by a small random angle keeps the bands but moves the poles off the axis.
+    a = rng.uniform(0.05, 0.3)
+    rot = np.array([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
+    return np.asarray(points @ rot.T, dtype=np.float64)
+
+
+def sphere_cameras(box: Box, count: int, size: int, seed: int, *, fill: float = 0.66) -> tuple[Camera, ...]:
+    """``count`` cameras on the full sphere around ``box``, each filled by it (see :func:`fit_camera`)."""
+    return tuple(fit_camera(box, d, size, fill=fill) for d in sphere_directions(count, seed))
+
+
+def orbit_cameras(box: Box, count: int, size: int, *, elevation: float = 30.0, fill: float = 0.8) -> tuple[Camera, ...]:
+    """``count`` cameras on a circle around +z at ``elevation`` degrees."""
+    e = math.radians(elevation)
+    angles = [2 * math.pi * k / count for k in range(count)]
+    return tuple(
+        fit_camera(box, (math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e)), size, fill=fill)
+        for a in angles
+    )
+
+
+def load_transforms(path: Path, *, width: int | None = None, height: int | None = None) -> tuple[Camera, ...]:
+    """Cameras of a Blender / instant-ngp / nerfstudio ``transforms*.json`` (layouts sections 9.1, 9.4).
+
+    Intrinsics: ``fl_x``/``fl_y`` else ``camera_angle_x``/``_y``; per frame before global. Sizes from ``w``/``h``, else
+    from ``width``/``height``, else from the first frame's image file. Raises InputError that names the file and key.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        frames = data["frames"]
+        if not isinstance(frames, list) or not frames:
+            raise InputError(f"{path}: 'frames' is empty")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a transforms.json: {error}") from error
+    cameras = []
+    for n, frame in enumerate(frames):
+        try:
+            both: dict[str, Any] = {**data, **frame}
+            w, h = both.get("w", width), both.get("h", height)
+            if w is None or h is None:
+                w, h = width, height = _image_size(path.parent, str(frame["file_path"]))
+            m = np.asarray(frame["transform_matrix"], dtype=np.float64)[:3, :4]
+            if m.shape != (3, 4) or not np.isfinite(m).all():
+                raise InputError(f"{path}: frames[{n}]: transform_matrix is not 4x4 finite numbers")
+            if not np.allclose(m[:, :3].T @ m[:, :3], np.eye(3), atol=1e-2):
+                raise InputError(f"{path}: frames[{n}]: transform_matrix is not a rotation and a translation")
+            fx = both.get("fl_x") or 0.5 * w / math.tan(0.5 * float(both["camera_angle_x"]))
+            fy = both.get("fl_y") or (0.5 * h / math.tan(0.5 * both["camera_angle_y"]) if "camera_angle_y" in both else fx)
+            cx, cy = both.get("cx", w / 2), both.get("cy", h / 2)
+            c2w = tuple(tuple(map(float, row)) for row in m)
+            cameras.append(Camera(int(w), int(h), float(fx), float(fy), float(cx), float(cy), c2w))
+        except KeyError as error:
+            raise InputError(f"{path}: frames[{n}]: missing key {error}") from error
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{path}: frames[{n}]: {error}") from error
+    return tuple(cameras)
+
+
+def _image_size(folder: Path, name: str) -> tuple[int, int]:
+    from PIL import Image
+
+    for candidate in (folder / name, folder / f"{name}.png", folder / f"{name}.jpg"):
+        if candidate.is_file():
+            with Image.open(candidate) as image:
+                return image.size
+    raise InputError(f"{folder / name}: no image there, so the size is unknown", hint="add 'w' and 'h' to the json")

@@ -1,0 +1,1 @@
+"""Hot numerics: one operator, one truth in plain torch, faster twins behind the same signature."""

@@ -1,0 +1,56 @@
+"""Our own grid of cells worth evaluating."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from pvdconvert.scene import Box
+
+
+@dataclasses.dataclass
+class Occupancy:
+    """Cubic cells of side ``cell`` from ``origin`` [3] (world); ``grid`` uint8 [nx, ny, nz] is 1 where occupied."""
+
+    origin: Tensor
+    cell: float
+    grid: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        x, y, z = self.grid.shape
+        return (x, y, z)
+
+    @property
+    def count(self) -> int:
+        """Occupied cells."""
+        return int(self.grid.sum())
+
+    @property
+    def box(self) -> Box:
+        """The tight box of the occupied cells (of the whole grid if there are none)."""
+        full = torch.tensor(self.grid.shape)
+        where = self.grid.nonzero()
+        low = where.amin(0) if len(where) else torch.zeros(3, dtype=torch.long)
+        high = where.amax(0) + 1 if len(where) else full
+        lo = self.origin.cpu().double() + low.cpu().double() * self.cell
+        hi = self.origin.cpu().double() + high.cpu().double() * self.cell
+        return Box(tuple(lo.tolist()), tuple(hi.tolist()))
+
+    def index(self, x: Tensor) -> Tensor:
+        """[N, 3] int64 cell of ``x`` [N, 3]; may lie outside of the grid."""
+        return torch.floor((x - self.origin) / self.cell).long()
+
+    def contains(self, x: Tensor) -> Tensor:
+        """[N] bool: whether ``x`` [N, 3] lies in an occupied cell."""
+        i = self.index(x)
+        shape = torch.tensor(self.grid.shape, device=x.device)
+        inside = ((i >= 0) & (i < shape)).all(-1)
+        i = torch.where(inside[:, None], i, 0)
+        return inside & (self.grid[i[:, 0], i[:, 1], i[:, 2]] > 0)
+
+    def centers(self) -> Tensor:
+        """[count, 3] centres of the occupied cells, world."""
+        return self.origin + (self.grid.nonzero().to(self.origin.dtype) + 0.5) * self.cell
