@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from pvdconvert.nn.mask import Mask
+    from pvdconvert.render.occupancy import Occupancy
 
 
 class Stage(enum.StrEnum):
@@ -30,6 +35,18 @@ class RadianceField(nn.Module):
 
     flops_per_point: float = 1e4
     """Rough cost of :meth:`encode` and :meth:`density` for a point, in floating-point operations: plans use it."""
+
+    mask: Mask | None = None
+    """Cells outside of which density is exactly 0; None = the box alone."""
+
+    def restrict(self, occupancy: Occupancy) -> None:
+        """Render nothing outside of the occupied cells. Called once on a fresh student, before it is projected.
+
+        The default keeps the cells as :attr:`mask`, which :meth:`density` must honour; sparse structures allocate here.
+        """
+        from pvdconvert.nn.mask import Mask
+
+        self.mask = Mask.from_occupancy(occupancy)
 
     def encode(self, x: Tensor) -> Tensor:  # [N, 3] -> [N, C]
         """The position trunk, evaluated once: ``x`` [N, 3] world -> latent [N, C]. Row n belongs to point n.
