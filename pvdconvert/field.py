@@ -36,8 +36,12 @@ class RadianceField(nn.Module):
     flops_per_point: float = 1e4
     """Rough cost of :meth:`encode` and :meth:`density` for a point, in floating-point operations: plans use it."""
 
-    mask: Mask | None = None
+    mask: Mask | None
     """Cells outside of which density is exactly 0; None = the box alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask = None
 
     def restrict(self, occupancy: Occupancy) -> None:
         """Render nothing outside of the occupied cells. Called once on a fresh student, before it is projected.
