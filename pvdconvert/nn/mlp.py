@@ -28,8 +28,8 @@ class MLP(nn.Module):
         self.widths = tuple(int(w) for w in widths)
         layers: list[nn.Module] = []
         for k, (fan_in, fan_out) in enumerate(zip(self.widths[:-1], self.widths[1:])):
-            # skip_init: the constructor's own draw would move the global random state.
-            layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=bias)
+            # Made empty: the constructor's own draw would move the global random state.
+            layer = nn.Linear(fan_in, fan_out, bias=bias, device="meta").to_empty(device="cpu")
             bound = ((3.0 if k == len(self.widths) - 2 else 6.0) / fan_in) ** 0.5
             with torch.no_grad():
                 layer.weight.uniform_(-bound, bound, generator=generator)
