@@ -52,6 +52,15 @@ class RadianceField(nn.Module):
 
         self.mask = Mask.from_occupancy(occupancy)
 
+    def support(self) -> Occupancy | None:
+        """Cells outside of which density is surely 0, or None if nothing is known but the box."""
+        if self.mask is None:
+            return None
+        from pvdconvert.render.occupancy import Occupancy
+
+        grid = self.mask.grid
+        return Occupancy(torch.tensor(self.mask.origin, dtype=torch.float32, device=grid.device), self.mask.cell, grid)
+
     def encode(self, x: Tensor) -> Tensor:  # [N, 3] -> [N, C]
         """The position trunk, evaluated once: ``x`` [N, 3] world -> latent [N, C]. Row n belongs to point n.
 
