@@ -1,0 +1,235 @@
+"""CPU twins of :mod:`pvdconvert.kernels.planes`. Imported only when they run.
+
+Mode i is the product of a plane (axes a, b) and a line (axis c). The forward pass gives each thread a run of points. The backward
+pass sorts points by plane cell, gives each thread a slab of plane rows with an equal share of the points, and keeps the
+row that two slabs share in a private halo: no atomics, one fixed order of summation, and neighbouring points reuse the
+rows that are still in the cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import njit, prange
+from numpy.typing import NDArray
+from torch import Tensor
+
+MODES = ((0, 1, 2), (0, 2, 1), (1, 2, 0))
+# Sums may be reordered for vector units; NaN and infinities keep their meaning (they guard the indices).
+FAST = {"contract", "reassoc", "nsz", "arcp"}
+Floats = NDArray[np.float32]
+
+
+def _threads() -> int:
+    count = max(1, min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS)))
+    numba.set_num_threads(count)
+    return count
+
+
+@njit(cache=True, fastmath=FAST, inline="always")
+def _cell(u: Any, n: Any) -> Any:
+    """Lower vertex and fraction of ``u`` in [0, 1] on ``n`` vertices; anything outside (or NaN) is clamped."""
+    pos = np.float32(0.0)
+    if u > 0.0:
+        pos = min(u, np.float32(1.0)) * np.float32(n - 1)
+    i = max(min(np.int64(pos), n - 2), 0)
+    return i, pos - np.float32(i)
+
+
+@njit(cache=True, fastmath=FAST, parallel=True)
+def _forward_sum(x: Any, axes: Any, plane: Any, line: Any, out: Any, add: bool, threads: int) -> None:
+    height, width, rank = plane.shape
+    length = line.shape[0]
+    rows = plane.reshape(height * width, rank)
+    count = x.shape[0]
+    chunk = (count + threads - 1) // threads
+    for t in prange(threads):
+        for n in range(t * chunk, min(count, (t + 1) * chunk)):
+            i, fu = _cell(x[n, axes[0]], width)
+            j, fv = _cell(x[n, axes[1]], height)
+            k, fw = _cell(x[n, axes[2]], length)
+            right, down = np.int64(width > 1), np.int64(height > 1) * width
+            p = j * width + i
+            p00, p01, p10, p11 = rows[p], rows[p + right], rows[p + down], rows[p + down + right]
+            l0, l1 = line[k], line[min(k + 1, length - 1)]
+            one = np.float32(1.0)
+            w00, w01, w10, w11 = (one - fu) * (one - fv), fu * (one - fv), (one - fu) * fv, fu * fv
+            total = np.float32(0.0)
+            for r in range(rank):
+                value = w00 * p00[r] + w01 * p01[r] + w10 * p10[r] + w11 * p11[r]
+                total += value * ((one - fw) * l0[r] + fw * l1[r])
+            if add:
+                out[n] += total
+            else:
+                out[n] = total
+
+
+@njit(cache=True, fastmath=FAST, parallel=True)
+def _forward_features(x: Any, axes: Any, plane: Any, line: Any, out: Any, offset: int, threads: int) -> None:
+    height, width, rank = plane.shape
+    length = line.shape[0]
+    rows = plane.reshape(height * width, rank)
+    count = x.shape[0]
+    chunk = (count + threads - 1) // threads
+    for t in prange(threads):
+        for n in range(t * chunk, min(count, (t + 1) * chunk)):
+            i, fu = _cell(x[n, axes[0]], width)
+            j, fv = _cell(x[n, axes[1]], height)
+            k, fw = _cell(x[n, axes[2]], length)
+            right, down = np.int64(width > 1), np.int64(height > 1) * width
+            p = j * width + i
+            p00, p01, p10, p11 = rows[p], rows[p + right], rows[p + down], rows[p + down + right]
+            l0, l1 = line[k], line[min(k + 1, length - 1)]
+            one = np.float32(1.0)
+            w00, w01, w10, w11 = (one - fu) * (one - fv), fu * (one - fv), (one - fu) * fv, fu * fv
+            target = out[n, offset : offset + rank]
+            for r in range(rank):
+                value = w00 * p00[r] + w01 * p01[r] + w10 * p10[r] + w11 * p11[r]
+                target[r] = value * ((one - fw) * l0[r] + fw * l1[r])
+
+
+@njit(cache=True)
+def _sort(x: Any, a: int, b: int, width: int, height: int, order: Any, first: Any) -> None:
+    """Stable counting sort of points by plane cell; ``first`` [height + 1]: where the points of each row begin."""
+    count = x.shape[0]
+    cell = np.empty(count, np.int64)
+    start = np.zeros(height * width + 1, np.int64)
+    for n in range(count):
+        i, _ = _cell(x[n, a], width)
+        j, _ = _cell(x[n, b], height)
+        cell[n] = j * width + i
+        start[cell[n] + 1] += 1
+    for c in range(height * width):
+        start[c + 1] += start[c]
+    for j in range(height + 1):
+        first[j] = start[j * width]
+    for n in range(count):
+        order[start[cell[n]]] = n
+        start[cell[n]] += 1
+
+
+@njit(cache=True, fastmath=FAST, parallel=True)
+def _backward(
+    x: Any, axes: Any, plane: Any, line: Any, grad: Any, offset: int, grad_plane: Any, grad_line: Any, threads: int
+) -> None:
+    """Add the gradients of one mode; ``grad`` is [N, 1] (of the sum) or [N, all ranks], where this mode's begin at ``offset``."""
+    height, width, rank = plane.shape
+    length = line.shape[0]
+    rows = plane.reshape(height * width, rank)
+    out = grad_plane.reshape(height * width, rank)
+    count = x.shape[0]
+    scalar = grad.shape[1] == 1 and rank >= 1 and offset < 0
+    order = np.empty(count, np.int64)
+    first = np.empty(height + 1, np.int64)
+    _sort(x, axes[0], axes[1], width, height, order, first)
+    cut = np.zeros(threads + 1, np.int64)
+    for t in range(1, threads):
+        cut[t] = max(cut[t - 1], np.searchsorted(first, t * count // threads))
+    cut[threads] = height
+    halo = np.zeros((threads, width, rank), np.float32)
+    lines = np.zeros((threads, length, rank), np.float32)
+    right, down = np.int64(width > 1), np.int64(height > 1) * width
+    one = np.float32(1.0)
+    for t in prange(threads):
+        last = cut[t + 1] - 1
+        spill, own_line = halo[t], lines[t]
+        pg, lg = np.empty(rank, np.float32), np.empty(rank, np.float32)
+        for s in range(first[cut[t]], first[cut[t + 1]]):
+            n = order[s]
+            i, fu = _cell(x[n, axes[0]], width)
+            j, fv = _cell(x[n, axes[1]], height)
+            k, fw = _cell(x[n, axes[2]], length)
+            p = j * width + i
+            k1 = min(k + 1, length - 1)
+            p00, p01, p10, p11 = rows[p], rows[p + right], rows[p + down], rows[p + down + right]
+            l0, l1 = line[k], line[k1]
+            w00, w01, w10, w11 = (one - fu) * (one - fv), fu * (one - fv), (one - fu) * fv, fu * fv
+            v0 = one - fw
+            if scalar:
+                g = grad[n, 0]
+                for r in range(rank):
+                    pg[r] = g * (v0 * l0[r] + fw * l1[r])
+                    lg[r] = g * (w00 * p00[r] + w01 * p01[r] + w10 * p10[r] + w11 * p11[r])
+            else:
+                gs = grad[n, offset : offset + rank]
+                for r in range(rank):
+                    pg[r] = gs[r] * (v0 * l0[r] + fw * l1[r])
+                    lg[r] = gs[r] * (w00 * p00[r] + w01 * p01[r] + w10 * p10[r] + w11 * p11[r])
+            o0, o1 = out[p], out[p + right]
+            if j == last and height > 1:
+                o2, o3 = spill[i], spill[i + right]
+            else:
+                o2, o3 = out[p + down], out[p + down + right]
+            for r in range(rank):
+                o0[r] += w00 * pg[r]
+            for r in range(rank):
+                o1[r] += w01 * pg[r]
+            for r in range(rank):
+                o2[r] += w10 * pg[r]
+            for r in range(rank):
+                o3[r] += w11 * pg[r]
+            a0, a1 = own_line[k], own_line[k1]
+            for r in range(rank):
+                a0[r] += v0 * lg[r]
+            for r in range(rank):
+                a1[r] += fw * lg[r]
+    for t in range(threads):
+        grad_line += lines[t]
+        if cut[t + 1] > cut[t] and cut[t + 1] < height:
+            grad_plane[cut[t + 1]] += halo[t]
+
+
+def _arrays(tensors: tuple[Tensor, ...]) -> list[Floats]:
+    return [t.detach().contiguous().numpy() for t in tensors]
+
+
+class _Modes(torch.autograd.Function):
+    """``summed`` or concatenated products of three modes; ``factors`` are three planes, then three lines."""
+
+    @staticmethod
+    def forward(ctx: Any, x01: Tensor, summed: bool, *factors: Tensor) -> Tensor:
+        x, arrays = x01.detach().contiguous().numpy(), _arrays(factors)
+        ctx.save_for_backward(x01, *factors)
+        ctx.summed = summed
+        threads = _threads()
+        ranks = [a.shape[-1] for a in arrays[:3]]
+        out = torch.empty(len(x) if summed else (len(x), sum(ranks)), dtype=torch.float32)
+        if len(x):
+            for m, axes in enumerate(MODES):
+                if summed:
+                    _forward_sum(x, axes, arrays[m], arrays[3 + m], out.numpy(), m > 0, threads)
+                else:
+                    _forward_features(x, axes, arrays[m], arrays[3 + m], out.numpy(), sum(ranks[:m]), threads)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x01, *factors = ctx.saved_tensors
+        x, arrays = x01.detach().contiguous().numpy(), _arrays(tuple(factors))
+        grads = [torch.zeros(a.shape, dtype=torch.float32) for a in arrays]
+        g = grad.contiguous().numpy()
+        threads = _threads()
+        offset = 0
+        if len(x):
+            for m, axes in enumerate(MODES):
+                where = -1 if ctx.summed else offset
+                plane, line = grads[m].numpy(), grads[3 + m].numpy()
+                _backward(x, axes, arrays[m], arrays[3 + m], g.reshape(len(x), -1), where, plane, line, threads)
+                offset += arrays[m].shape[-1]
+        return (None, None, *grads)
+
+
+def vm_sum(x01: Tensor, planes: list[Tensor], lines: list[Tensor]) -> Tensor:
+    """See :func:`pvdconvert.kernels.planes.vm_sum`."""
+    result: Tensor = _Modes.apply(x01, True, *planes, *lines)  # type: ignore[no-untyped-call]
+    return result
+
+
+def vm_features(x01: Tensor, planes: list[Tensor], lines: list[Tensor]) -> Tensor:
+    """See :func:`pvdconvert.kernels.planes.vm_features`."""
+    result: Tensor = _Modes.apply(x01, False, *planes, *lines)  # type: ignore[no-untyped-call]
+    return result
