@@ -219,6 +219,8 @@ def _parse(key: str, value: Any) -> Any:
     if key == "box" and value is not None:
         try:
             return Box.from_json(value).to_json()
-        except KeyError as error:
-            raise InputError(f"nerf: config 'box' has no {error}", hint="{min: [x, y, z], max: [x, y, z]}") from error
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"nerf: config 'box' is malformed: {error}", hint="{min: [x, y, z], max: [x, y, z]}"
+            ) from error
     return value
