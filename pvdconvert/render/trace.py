@@ -1,0 +1,308 @@
+"""The ray tracer: march, ask the field front to back, composite. Inference only.
+
+Teachers can be slow (about 1 MFLOP a point), so the field is asked in wavefronts: a few samples of every live ray at a
+time, rays leave as soon as they are opaque, and colour is asked only where it shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from pvdconvert.errors import InputError
+from pvdconvert.field import RadianceField
+from pvdconvert.kernels.composite import OPAQUE
+from pvdconvert.kernels.march import march, ray_box
+from pvdconvert.render.occupancy import Occupancy
+from pvdconvert.scene import Box, RaySpace
+
+_CANDIDATES = 1 << 24  # bound on marched samples held at once
+_SLOW = 1e5  # FLOP a point from which an evaluation that turns out needless costs more than a round of bookkeeping
+
+
+@dataclasses.dataclass
+class Trace:
+    """Samples that a field was asked for along rays, and the pixels they make. R rays, S samples.
+
+    A ray keeps its samples up to the first before which its transmittance was below ``stop``.
+
+    offsets [R+1]  int64: ray r owns samples offsets[r]:offsets[r+1]      x [S,3]  position handed to the field
+    t [S]          distance along the ray (NDC: along the warped ray)     dt [S]   length the sample stands for
+    sigma [S]      density                                                weight [S] compositing weight
+    rgb [S,3]      colour; 0 where not asked                              colored [S] bool: colour was asked
+    d [R,3]        unit directions in which colour was asked (NDC: those of the world ray)
+    ray_rgb [R,3]  composited over the backdrop    ray_opacity [R] sum of weights    ray_depth [R] sum of weight * t
+    """
+
+    offsets: Tensor
+    t: Tensor
+    dt: Tensor
+    x: Tensor
+    d: Tensor
+    sigma: Tensor
+    weight: Tensor
+    rgb: Tensor
+    colored: Tensor
+    ray_rgb: Tensor
+    ray_opacity: Tensor
+    ray_depth: Tensor
+
+
+def ndc_rays(o: Tensor, d: Tensor, ray_space: RaySpace) -> tuple[Tensor, Tensor]:
+    """Rays [R, 3] of the world -> o', d' [R, 3] in normalised device coordinates (layouts section 9.2).
+
+    o' lies on the near plane (z' = -1) and o' + d' at infinity (z' = 1), so t' in [0, 1] is the whole view; d' is not
+    unit. Needs width, height, focal, near of ``ray_space`` (InputError otherwise) and d.z < 0.
+    """
+    w, h, f, n = ray_space.width, ray_space.height, ray_space.focal, ray_space.near
+    if w is None or h is None or f is None or n is None:
+        raise InputError("ray space 'ndc' needs width, height, focal and near", hint="give --config")
+    t = -(n + o[:, 2]) / d[:, 2]
+    p = o + t[:, None] * d
+    x, y, z = p.unbind(-1)
+    ax, ay = -2.0 * f / w, -2.0 * f / h
+    origin = torch.stack([ax * x / z, ay * y / z, 1.0 + 2.0 * n / z], -1)
+    direction = torch.stack([ax * (d[:, 0] / d[:, 2] - x / z), ay * (d[:, 1] / d[:, 2] - y / z), -2.0 * n / z], -1)
+    return origin, direction
+
+
+def default_step(occupancy: Occupancy) -> float:
+    """Half a cell: samples enough that what the cells resolve is seen (within 0.01 dB of a quarter on real scenes)."""
+    return 0.5 * occupancy.cell
+
+
+def trace(
+    field: RadianceField,
+    o: Tensor,
+    d: Tensor,
+    occupancy: Occupancy,
+    *,
+    step: float,
+    near: float | None = None,
+    far: float | None = None,
+    backdrop: Sequence[float],
+    stop: float = 1e-3,
+    color_threshold: float = 1e-4,
+    jitter: Tensor | None = None,
+    ray_space: RaySpace = RaySpace(),  # noqa: B008 (frozen)
+    chunk_points: int = 1 << 17,
+) -> Trace:
+    """Render rays ``o``, ``d`` [R, 3] (unit, world) and keep every sample that mattered.
+
+    step             world units (NDC: units of the warped space, in which density is per unit length)
+    near, far        distances along the ray (NDC: fractions t' in [0, 1] of the warped ray); None = the grid clips
+    backdrop         rgb composited behind
+    stop             a ray ends where its transmittance falls below: a pixel errs by at most this
+    color_threshold  colour is asked where the running sum of weights passes a multiple of this, and stands for all of
+                     the weight since the last: for every sample above the threshold, now and then in a thin fog
+    jitter [R]       phase of the lattice of each ray in [0, 1); None = 0.5, midpoints
+    chunk_points     most points handed to the field in one call
+    """
+    tracer = _Tracer(field, occupancy, step, near, far, backdrop, stop, color_threshold, chunk_points, keep=True)
+    parts = list(tracer.run(o, d, jitter, ray_space))
+    offsets = torch.zeros(o.shape[0] + 1, dtype=torch.int64, device=o.device)
+    torch.cumsum(torch.cat([p.counts for p in parts]), 0, out=offsets[1:])
+    t = torch.cat([p.t for p in parts])
+    return Trace(
+        offsets=offsets,
+        t=t,
+        dt=torch.full_like(t, step),
+        x=torch.cat([p.x for p in parts]),
+        d=d,
+        sigma=torch.cat([p.sigma for p in parts]),
+        weight=torch.cat([p.weight for p in parts]),
+        rgb=torch.cat([p.rgb for p in parts]),
+        colored=torch.cat([p.colored for p in parts]),
+        ray_rgb=torch.cat([p.ray_rgb for p in parts]),
+        ray_opacity=torch.cat([p.ray_opacity for p in parts]),
+        ray_depth=torch.cat([p.ray_depth for p in parts]),
+    )
+
+
+def render_rays(
+    field: RadianceField,
+    o: Tensor,
+    d: Tensor,
+    occupancy: Occupancy,
+    *,
+    step: float,
+    near: float | None = None,
+    far: float | None = None,
+    backdrop: Sequence[float],
+    stop: float = 1e-3,
+    color_threshold: float = 1e-4,
+    jitter: Tensor | None = None,
+    ray_space: RaySpace = RaySpace(),  # noqa: B008 (frozen)
+    chunk_points: int = 1 << 17,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`trace`, without keeping samples: rgb [R, 3], opacity [R], depth [R] (sum of weight * t)."""
+    tracer = _Tracer(field, occupancy, step, near, far, backdrop, stop, color_threshold, chunk_points, keep=False)
+    parts = list(tracer.run(o, d, jitter, ray_space))
+    return (
+        torch.cat([p.ray_rgb for p in parts]),
+        torch.cat([p.ray_opacity for p in parts]),
+        torch.cat([p.ray_depth for p in parts]),
+    )
+
+
+@dataclasses.dataclass
+class _Part:
+    """The answer for some consecutive rays; the per-sample entries are empty where they are not kept."""
+
+    ray_rgb: Tensor
+    ray_opacity: Tensor
+    ray_depth: Tensor
+    counts: Tensor
+    t: Tensor
+    x: Tensor
+    sigma: Tensor
+    weight: Tensor
+    rgb: Tensor
+    colored: Tensor
+
+
+@dataclasses.dataclass
+class _Tracer:
+    """The arguments of :func:`trace`, and how they are carried out."""
+
+    field: RadianceField
+    occupancy: Occupancy
+    step: float
+    near: float | None
+    far: float | None
+    backdrop: Sequence[float]
+    stop: float
+    threshold: float
+    chunk_points: int
+    keep: bool
+
+    @torch.no_grad()
+    def run(self, o: Tensor, d: Tensor, jitter: Tensor | None, ray_space: RaySpace) -> Iterator[_Part]:
+        view = d
+        near, far = 0.0 if self.near is None else self.near, torch.inf if self.far is None else self.far
+        scale = torch.ones_like(o[:, 0])
+        if ray_space.kind == "ndc":
+            # Measured along the warped ray: density times this length is what the source programs composite.
+            o, d = ndc_rays(o, d, ray_space)
+            scale = d.norm(dim=-1)
+            d = d / scale[:, None]
+            far = min(far, 1.0)
+        t0, t1 = ray_box(o, d, _grid_box(self.occupancy))
+        t0 = torch.maximum(t0, near * scale)
+        t1 = torch.minimum(t1, far * scale)
+        t1 = torch.maximum(t0, t1)
+        phase = torch.full_like(t0, 0.5) if jitter is None else jitter.to(t0)
+        bound = ((t1 - t0) / self.step).double().cumsum(0)
+        group = torch.div(bound, _CANDIDATES, rounding_mode="floor").long()
+        for size in torch.unique_consecutive(group, return_counts=True)[1].tolist() or [0]:
+            yield self._part(o[:size], d[:size], view[:size], t0[:size], t1[:size], phase[:size])
+            o, d, view, t0, t1, phase = o[size:], d[size:], view[size:], t0[size:], t1[size:], phase[size:]
+
+    def _part(self, o: Tensor, d: Tensor, view: Tensor, t0: Tensor, t1: Tensor, phase: Tensor) -> _Part:
+        offsets, t = march(o, d, t0, t1, self.occupancy, self.step, phase)
+        front = _Front(self, o, d, view, t, offsets[:-1].clone(), offsets[1:])
+        fast = self.field.flops_per_point < _SLOW
+        low, high = (16, 64) if fast else (4, 16)
+        live = (front.cursor < front.end).nonzero().squeeze(1)
+        while live.numel():
+            ahead = min(high, max(low, self.chunk_points // live.numel()), self.chunk_points)
+            for rays in torch.split(live, max(1, self.chunk_points // ahead)):
+                front.advance(rays, ahead)
+            seen = torch.exp(-front.depth_so_far[live]) >= self.stop
+            live = live[seen & (front.cursor[live] < front.end[live])]
+        return front.finish(offsets)
+
+
+class _Front:
+    """The state of rays that are being traced: one row a ray, and flat arrays over the marched samples."""
+
+    def __init__(
+        self, plan: _Tracer, o: Tensor, d: Tensor, view: Tensor, t: Tensor, cursor: Tensor, end: Tensor
+    ) -> None:
+        self.plan, self.o, self.d, self.view, self.t, self.cursor, self.end = plan, o, d, view, t, cursor, end
+        zero = torch.zeros_like(o[:, 0])
+        self.depth_so_far = zero.clone()  # optical
+        self.opacity, self.colored_opacity, self.depth = zero.clone(), zero.clone(), zero.clone()
+        self.rgb = torch.zeros_like(o)
+        samples = t.shape[0] if plan.keep else 0
+        self.sigma, self.weight = t.new_zeros(samples), t.new_zeros(samples)
+        self.kept = torch.zeros(samples, dtype=torch.bool, device=t.device)
+        self.asked: list[Tensor] = []
+        self.answers: list[Tensor] = []
+
+    def advance(self, rays: Tensor, ahead: int) -> None:
+        """Ask for the next ``ahead`` samples of ``rays`` [L]; everything below is [L, ahead]."""
+        plan, field = self.plan, self.plan.field
+        index = self.cursor[rays, None] + torch.arange(ahead, device=rays.device)
+        self.cursor[rays] += ahead
+        valid = index < self.end[rays, None]
+        flat = index[valid]
+        ray = rays[:, None].expand_as(index)[valid]
+        latent = field.encode(self.o[ray] + self.t[flat, None] * self.d[ray])
+        sigma = field.density(latent).to(self.t.dtype)
+
+        tau = torch.zeros(index.shape, dtype=self.t.dtype, device=rays.device)
+        tau[valid] = (sigma * plan.step).clamp(max=OPAQUE)
+        before = self.depth_so_far[rays, None] + torch.nn.functional.pad(tau[:, :-1], (1, 0)).cumsum(1)
+        transmittance = torch.exp(-before)
+        reached = valid & (transmittance >= plan.stop)
+        tau = torch.where(reached, tau, 0)
+        weight = transmittance * -torch.expm1(-tau)
+        self.depth_so_far[rays] += tau.sum(1)
+
+        # Colour is asked where the running sum passes a multiple of the threshold; cummax finds what already has some.
+        total = self.opacity[rays, None] + weight.cumsum(1)
+        first = torch.cat([self.opacity[rays, None], total[:, :-1]], 1)
+        if plan.threshold > 0:
+            ask = torch.floor(total / plan.threshold) > torch.floor(first / plan.threshold)
+        else:
+            ask = weight > 0
+        done = torch.where(ask, total, self.colored_opacity[rays, None]).cummax(1).values
+        since = torch.cat([self.colored_opacity[rays, None], done[:, :-1]], 1)
+        self.opacity[rays] = total[:, -1]
+        self.colored_opacity[rays] = done[:, -1]
+        t = torch.zeros_like(tau)
+        t[valid] = self.t[flat]
+        self.depth[rays] += (weight * t).sum(1)
+        pick = ask[valid].nonzero().squeeze(1)
+        if pick.numel():
+            answer = field.color(latent[pick], self.view[ray[pick], None])[:, 0].to(self.t.dtype)
+            color = torch.zeros((*index.shape, 3), dtype=self.t.dtype, device=rays.device)
+            color[ask] = answer
+            self.rgb[rays] += ((done - since)[..., None] * color).sum(1)
+            if plan.keep:
+                self.asked.append(flat[pick])
+                self.answers.append(answer)
+        if plan.keep:
+            self.sigma[flat] = sigma
+            self.weight[flat] = weight[valid]
+            self.kept[flat] = reached[valid]
+
+    def finish(self, offsets: Tensor) -> _Part:
+        backdrop = torch.tensor([float(v) for v in self.plan.backdrop], dtype=self.rgb.dtype, device=self.rgb.device)
+        rgb = self.rgb + (1 - self.colored_opacity)[:, None] * backdrop
+        place = torch.zeros(self.kept.shape[0] + 1, dtype=torch.int64, device=self.t.device)
+        torch.cumsum(self.kept, 0, out=place[1:])
+        keep = self.kept.nonzero().squeeze(1)
+        if not self.plan.keep:
+            offsets = torch.zeros_like(offsets)
+        counts = place[offsets[1:]] - place[offsets[:-1]]
+        ray = torch.repeat_interleave(torch.arange(self.o.shape[0], device=self.t.device), counts)
+        t = self.t[keep]
+        color = torch.zeros((keep.shape[0], 3), dtype=t.dtype, device=t.device)
+        colored = torch.zeros(keep.shape[0], dtype=torch.bool, device=t.device)
+        if self.asked:
+            at = place[torch.cat(self.asked)]
+            color[at] = torch.cat(self.answers)
+            colored[at] = True
+        x = self.o[ray] + t[:, None] * self.d[ray]
+        return _Part(rgb, self.opacity, self.depth, counts, t, x, self.sigma[keep], self.weight[keep], color, colored)
+
+
+def _grid_box(occupancy: Occupancy) -> Box:
+    low = [float(v) for v in occupancy.origin.tolist()]
+    size = [n * occupancy.cell for n in occupancy.shape]
+    return Box((low[0], low[1], low[2]), (low[0] + size[0], low[1] + size[1], low[2] + size[2]))
