@@ -1,0 +1,118 @@
+"""Refusals that happen before any work. Imports no torch: a bad name or file must be answered at once."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pvdconvert.cli import complete
+from pvdconvert.errors import InputError, OutputError, PluginError, RequestError, UnknownError, UsageError
+
+if TYPE_CHECKING:
+    from pvdconvert.cameras import Camera
+    from pvdconvert.plugin import FormatSpec
+    from pvdconvert.registry import Registry
+
+
+def source(path: Path) -> Path:
+    """``path`` if there is something to read. Contents are judged by the formats."""
+    if str(path) == "-":
+        raise UsageError("reading from a pipe is not supported", hint="give a file or folder")
+    try:
+        present = path.exists()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from error
+    if not present:
+        near = complete.near(path.name, _siblings(path.parent))
+        raise InputError(f"{path}: no such file or folder", hint=near)
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: no permission to read it")
+    if path.is_file() and path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty")
+    return path
+
+
+def target(registry: Registry, name: str | None, layout: str | None) -> tuple[str, FormatSpec]:
+    """The architecture's name and the output layout's spec, checked against each other."""
+    known = sorted(registry.architectures())
+    if not name:
+        raise UsageError("--to is missing", hint=f"say what to convert to: --to {'|'.join(known)}")
+    formats = registry.formats()
+    if name not in known and name in formats:
+        holds = formats[name].spec.architectures
+        example = f"--to {holds[0] if holds else 'ARCHITECTURE'} --as {name}"
+        raise UnknownError(f"--to {name}: that is a file layout, not an architecture", hint=f"type {example}")
+    registry.options(name)  # raises UnknownError or PluginError, and imports no torch
+    spec = formats[format_name(registry, layout or registry.native(), "--as")].spec
+    if not spec.can_write:
+        writers = sorted(n for n, e in formats.items() if e.spec.can_write)
+        raise RequestError(f"--as {spec.name}: that layout can only be read", hint=f"written: {', '.join(writers)}")
+    if spec.architectures and name not in spec.architectures:
+        raise RequestError(
+            f"--as {spec.name}: that layout cannot hold {name}", hint=f"it holds {', '.join(spec.architectures)}"
+        )
+    return name, spec
+
+
+def format_name(registry: Registry, name: str, option: str) -> str:
+    """``name`` if it is a usable format. Raises UnknownError with did-you-mean, or PluginError with the reason."""
+    formats = registry.formats()
+    if name in formats:
+        return name
+    for problem in registry.problems():
+        if problem.name == name and problem.group.endswith("formats"):
+            raise PluginError(f"{option} {name}: format of {problem.origin} cannot be used: {problem.reason}")
+    if name in registry.architectures():
+        raise UnknownError(f"{option} {name}: that is an architecture, not a file layout", hint="pvdconvert formats")
+    raise UnknownError(
+        f"{option} {name}: unknown format; known: {', '.join(sorted(formats))}",
+        hint=complete.near(name, formats) or "pvdconvert formats",
+    )
+
+
+def derived(path: Path, name: str, suffix: str) -> Path:
+    """The output's name where none was given: in the current folder, after the input."""
+    stem = path.resolve().name if path.is_dir() else path.stem
+    return Path(f"{stem}-{name}{suffix}")
+
+
+def output(path: Path, *, force: bool, source: Path | None = None, suffix: str = "") -> Path:
+    """``path`` if a file can be written there. Raises UsageError or OutputError."""
+    if str(path) == "-":
+        raise UsageError("-o -: binary output is not written to stdout", hint=f"give a file name, such as out{suffix}")
+    if str(path).endswith(os.sep) or path.is_dir():
+        raise OutputError(f"{path}: is a folder", hint=f"name a file in it: {path / f'out{suffix}'}")
+    folder = path.parent
+    if not folder.is_dir():
+        if folder.exists():
+            raise OutputError(f"{folder}: is not a folder")
+        raise OutputError(f"{folder}: no such folder", hint=f"mkdir -p {folder}")
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
+        raise OutputError(f"{path}: is the input itself", hint="choose another -o")
+    if path.exists() and not force:
+        raise OutputError(f"{path}: exists", hint="--force overwrites it")
+    try:
+        # Asking the file system, not the mode bits: read-only mounts and root make those lie.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".pvdconvert-"):
+            pass
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error.strerror}") from error
+    return path
+
+
+def cameras(path: Path | None) -> tuple[Camera, ...] | None:
+    """The cameras of ``--cameras``."""
+    if path is None:
+        return None
+    from pvdconvert.cameras import load_transforms
+
+    return load_transforms(path)
+
+
+def _siblings(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))[:10000]
+    except OSError:
+        return []

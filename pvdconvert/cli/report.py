@@ -1,0 +1,125 @@
+"""The report of a conversion and of a comparison, as text: a rendering of the same document that ``--json`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pvdconvert.cli.output import block, decibel, duration, number, size, style, table
+
+_MAIN = ("path", "format", "architecture", "bytes")
+_FIDELITY = (
+    ("mean", "mean of the views"),
+    ("worst", "worst view"),
+    ("upper", "upper hemisphere"),
+    ("foreground", "where either is opaque"),
+)
+
+
+def lines(document: Mapping[str, Any], *, verbose: bool = False) -> list[str]:
+    """The report for people. ``document`` is a ``pvdconvert/report/1``."""
+    out = block(
+        [
+            ("source", _end(document.get("source") or {}, verbose)),
+            ("target", _end(document.get("target") or {}, verbose)),
+            ("plan", _plan(document.get("plan") or {}, verbose)),
+        ]
+    )
+    stages = document.get("stages") or []
+    if stages:
+        out += ["", *_stages(stages)]
+    if document.get("fidelity"):
+        out += ["", *fidelity(document["fidelity"])]
+    notes = document.get("notes") or []
+    if notes:
+        out += ["", *(f"{style('note', 'yellow')}  {text}" for text in notes)]
+    if verbose and document.get("replay"):
+        out += ["", f"replay  {document['replay']}"]
+    out += ["", _last(document)]
+    return out
+
+
+def fidelity(values: Mapping[str, Any]) -> list[str]:
+    """The fidelity block: decibels against the teacher, and how far opacity and depth are off."""
+    views = values.get("views")
+    count = len(views) if isinstance(views, Sequence) and not isinstance(views, str) else views
+    over = f" ({count} held-out views)" if count else ""
+    rows: list[tuple[str, object]] = [
+        (f"  {text}", f"{decibel(values[key]):>6} dB") for key, text in _FIDELITY if values.get(key) is not None
+    ]
+    for key, text in (("opacity_error", "opacity error"), ("depth_error", "depth error")):
+        if values.get(key) is not None:
+            rows.append((f"  {text}", f"{values[key]:>9.4g}"))
+    return [style("PSNR against the teacher", "bold") + over, *block(rows)]
+
+
+def _end(values: Mapping[str, Any], verbose: bool) -> str | None:
+    if not values:
+        return None
+    parts = [str(values[key]) for key in ("path", "out") if values.get(key)][:1]
+    kind = [str(values[key]) for key in ("format", "architecture") if values.get(key)]
+    parts += [", ".join(kind)] if kind else []
+    if values.get("bytes"):
+        parts.append(size(values["bytes"]))
+    if verbose:
+        parts += [f"{k}={_short(v)}" for k, v in values.items() if k not in _MAIN and _plain(v)]
+    return "  ".join(parts)
+
+
+def _plan(values: Mapping[str, Any], verbose: bool) -> str | None:
+    """One line: what the planner decided. Nested values (the configuration) are spelled out."""
+    parts = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            inner = " ".join(f"{k}={_short(v)}" for k, v in value.items() if verbose or _plain(v))
+            parts += [f"{key}: {inner}"] if inner else []
+        elif value is None or value == [] or value == "":
+            continue
+        elif key.endswith("bytes") and isinstance(value, (int, float)):
+            parts.append(f"{key.removesuffix('_bytes')} {size(value)}")
+        elif key.endswith("seconds") and isinstance(value, (int, float)):
+            parts.append(f"{key.removesuffix('_seconds')} {duration(value)}")
+        else:
+            parts.append(f"{key} {_short(value)}")
+    return "; ".join(parts) or None
+
+
+def _stages(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [
+        [
+            s.get("name", "?"),
+            s.get("steps") or "-",
+            duration(s["seconds"]) if s.get("seconds") is not None else "-",
+            decibel(s.get("psnr_before")),
+            decibel(s.get("psnr_after")),
+            s.get("note") or "",
+        ]
+        for s in stages
+    ]
+    return table(["stage", "steps", "time", "dB before", "dB after", ""], rows, right=(1, 2, 3, 4))
+
+
+def _last(document: Mapping[str, Any]) -> str:
+    target = document.get("target") or {}
+    spent = duration(document["seconds"]) if document.get("seconds") is not None else "?"
+    if document.get("dry_run"):
+        return f"dry run: nothing was written ({spent})"
+    where = target.get("path") or target.get("out")
+    bytes_ = f", {size(target['bytes'])}" if target.get("bytes") else ""
+    if document.get("interrupted"):
+        return style(f"stopped early after {spent}", "yellow") + (f": {where}{bytes_}" if where else "")
+    return style(f"wrote {where}", "green") + f"{bytes_}, in {spent}"
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, (str, int, float)) or (
+        isinstance(value, (list, tuple)) and len(value) <= 4 and all(isinstance(v, (str, int, float)) for v in value)
+    )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(_short(v) for v in value) + "]"
+    return str(value)
