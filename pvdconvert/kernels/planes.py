@@ -2,8 +2,8 @@
 
 Mode 0 is the plane over axes (0, 1) times the line over axis 2, mode 1 (0, 2) x 1, mode 2 (1, 2) x 0. Planes are
 channel-last, [H, W, R] with W along the first axis of the pair; lines are [L, R]. Interpolation is linear between
-vertices with the outermost vertices on the faces of the unit cube (``align_corners=True``); positions outside of the cube
-are clamped to it. Positions get no gradient.
+vertices, the outermost of which lie on the faces of the unit cube (``align_corners=True``); positions outside of the
+cube are clamped to it. Positions get no gradient.
 """
 
 from __future__ import annotations

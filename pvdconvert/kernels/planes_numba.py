@@ -1,9 +1,9 @@
 """CPU twins of :mod:`pvdconvert.kernels.planes`. Imported only when they run.
 
-Mode i is the product of a plane (axes a, b) and a line (axis c). The forward pass gives each thread a run of points. The backward
-pass sorts points by plane cell, gives each thread a slab of plane rows with an equal share of the points, and keeps the
-row that two slabs share in a private halo: no atomics, one fixed order of summation, and neighbouring points reuse the
-rows that are still in the cache.
+Mode i is the product of a plane (axes a, b) and a line (axis c). The forward pass gives each thread a run of points.
+The backward pass sorts points by plane cell, gives each thread a slab of plane rows with an equal share of the points,
+and keeps the row that two slabs share in a private halo: no atomics, one fixed order of summation, and neighbouring
+points reuse rows that are still in the cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Floats = NDArray[np.float32]
 
 
 def _threads() -> int:
-    count = max(1, min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS)))
+    count = max(1, min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS)))  # type: ignore[attr-defined]
     numba.set_num_threads(count)
     return count
 
@@ -115,7 +115,7 @@ def _sort(x: Any, a: int, b: int, width: int, height: int, order: Any, first: An
 def _backward(
     x: Any, axes: Any, plane: Any, line: Any, grad: Any, offset: int, grad_plane: Any, grad_line: Any, threads: int
 ) -> None:
-    """Add the gradients of one mode; ``grad`` is [N, 1] (of the sum) or [N, all ranks], where this mode's begin at ``offset``."""
+    """Add the gradients of one mode; ``grad`` is [N, 1] (of the sum, ``offset`` -1) or [N, all ranks]."""
     height, width, rank = plane.shape
     length = line.shape[0]
     rows = plane.reshape(height * width, rank)
@@ -206,7 +206,7 @@ class _Modes(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x01, *factors = ctx.saved_tensors
         x, arrays = x01.detach().contiguous().numpy(), _arrays(tuple(factors))
