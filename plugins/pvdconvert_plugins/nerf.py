@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pvdconvert.errors import InputError, RequestError
 from pvdconvert.field import RadianceField
-from pvdconvert.kernels.linear import linear
+from pvdconvert.kernels.linear import linear, row_chunks
 from pvdconvert.nn.frequency import frequency_encode
 from pvdconvert.nn.mask import Mask
 from pvdconvert.nn.sh import sh_basis
@@ -54,8 +54,8 @@ class Network(nn.Module):
         self.direction = nn.ModuleList(layer(f"direction.{j}") for j in range(len(options.direction_layers)))
         self.rgb = layer("rgb")
 
-    def hidden(self, x: Tensor) -> Tensor:
-        """The trunk: ``x`` [N, 3] in the network's input space -> [N, width]."""
+    def hidden(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """The trunk: ``x`` [N, 3] in the network's input space -> [N, width], into ``out`` if given (no gradient)."""
         o = self.options
         encoded = frequency_encode(x, o.position_frequencies, include_input=o.include_input, order=o.encoding_order)
         h = encoded
@@ -63,8 +63,11 @@ class Network(nn.Module):
             if i - 1 in o.skips:
                 h = torch.cat([encoded, h], dim=1)
             h = layer(h)
+            last = out if i == o.depth - 1 else None
             if i > 0 or o.first_activation:
-                h = h.relu_()
+                h = h.relu_() if last is None else torch.clamp_min(h, 0.0, out=last)
+            elif last is not None:
+                h = last.copy_(h)
         return h
 
     def encode_direction(self, d: Tensor) -> Tensor:
@@ -86,7 +89,8 @@ class Network(nn.Module):
         o = self.options
         first, *rest = cast("list[Layer]", [*self.direction, self.rgb])
         wide = first.weight.shape[1] - o.direction_width
-        weight, bias = first.weight[:, :wide], first.bias
+        weight: Tensor = first.weight[:, :wide]
+        bias: Tensor = first.bias
         if o.bottleneck_width is not None:
             if o.bottleneck_activation == "relu":
                 h = self.bottleneck(h).relu_()
@@ -96,7 +100,7 @@ class Network(nn.Module):
         y = linear(h, weight, bias)[:, None]  # [N, 1, U]
         if o.direction_width:
             encoded = self.encode_direction(d.reshape(n * k, 3))
-            y = y + linear(encoded, first.weight[:, wide:]).view(n, k, -1)
+            y = linear(encoded, first.weight[:, wide:]).view(n, k, -1).add_(y)
         y = y.reshape(-1, y.shape[-1])
         for layer in rest:
             y = layer(y.relu_())
@@ -133,21 +137,24 @@ class NerfField(RadianceField):
         """Whether autograd needs whole activations, so that rows may not be taken in chunks."""
         return torch.is_grad_enabled() and (x.requires_grad or self.fine.rgb.weight.requires_grad)
 
-    def _encode(self, x: Tensor) -> Tensor:
+    def _encode(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         inside = ((x >= self.low) & (x <= self.high)).all(-1)
         if self.mask is not None:
             inside &= self.mask.inside(x)
         if self.options.input == "box":
             x = (x - self.center) / self.reach
-        return torch.cat([self.fine.hidden(x), inside[:, None].to(x.dtype)], dim=1)
+        if out is None:
+            return torch.cat([self.fine.hidden(x), inside[:, None].to(x.dtype)], dim=1)
+        self.fine.hidden(x, out[:, :-1])
+        out[:, -1] = inside
+        return out
 
     def encode(self, x: Tensor) -> Tensor:
-        n, width = x.shape[0], self.options.width
-        if self._recording(x) or n == 0:
+        if self._recording(x) or x.shape[0] == 0:
             return self._encode(x)
-        out = x.new_empty(n, width + 1)
-        for k in range(0, n, INFERENCE_ROWS):
-            out[k : k + INFERENCE_ROWS] = self._encode(x[k : k + INFERENCE_ROWS])
+        out = x.new_empty(x.shape[0], self.options.width + 1)
+        for part in row_chunks(x.shape[0], INFERENCE_ROWS):
+            self._encode(x[part], out[part])
         return out
 
     def density(self, latent: Tensor) -> Tensor:
@@ -163,10 +170,10 @@ class NerfField(RadianceField):
         n, k, _ = d.shape
         if self._recording(latent) or n == 0:
             return self.fine.color(latent[:, :-1], d)
-        rows = max(1, INFERENCE_ROWS * 2 // max(k, 1))
+        rows = max(16, INFERENCE_ROWS // max(k, 1) // 16 * 16)
         out = latent.new_empty(n, k, 3)
-        for i in range(0, n, rows):
-            out[i : i + rows] = self.fine.color(latent[i : i + rows, :-1], d[i : i + rows])
+        for part in row_chunks(n, rows):
+            out[part] = self.fine.color(latent[part, :-1], d[part])
         return out
 
     def features(self, latent: Tensor) -> Tensor:
