@@ -1,0 +1,529 @@
+"""The one reader of pickles: an interpreter that can build inert values and nothing else. No torch.
+
+It never imports or calls a name from the file. Known names map to our own safe constructors (``_HANDLERS``), all others
+become a :class:`Stub`. Work and memory are bounded by the size of the file: one step an opcode, no opcode without
+a byte, and whatever can copy is charged to a budget. Python's own ``pickle`` is not used: its memo and its frames can be
+made to allocate gigabytes from a few bytes, and it hashes nested tuples in exponential time.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from pvdconvert.containers.values import (
+    Array,
+    DType,
+    Global,
+    Malformed,
+    Storage,
+    StridedTensor,
+    Stub,
+    check_shape,
+    decode,
+)
+from pvdconvert.errors import InputError, UnsafeError
+
+MAX_OPS = 1_000_000
+MAX_LINE = 4096
+MAX_INT_BYTES = 1024
+SLACK = 64 << 20
+
+# Calling any of these is an attack, not a checkpoint: said aloud instead of only ignored.
+_DANGEROUS = frozenset({"os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "runpy", "importlib", "ctypes", "pty",
+                        "commands", "webbrowser", "code", "pdb", "timeit", "asyncio", "multiprocessing", "http", "urllib"})  # fmt: skip
+_DANGEROUS_BUILTINS = frozenset({"eval", "exec", "execfile", "compile", "open", "__import__", "input", "breakpoint", "exit"})
+
+_STORAGES = {
+    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8", "ByteStorage": "uint8",
+    "BoolStorage": "bool", "ComplexFloatStorage": "complex64", "ComplexDoubleStorage": "complex128",
+    "UntypedStorage": "uint8", "storage.UntypedStorage": "uint8",
+}  # fmt: skip
+_TORCH_DTYPES = {
+    "half": "float16", "float": "float32", "double": "float64", "short": "int16", "int": "int32", "long": "int64",
+    **{n: n for n in ("float16", "bfloat16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool",
+                      "complex64", "complex128", "uint16", "uint32", "uint64")},
+}  # fmt: skip
+
+
+def storage_dtype(kind: Any) -> str | None:
+    """The element type of a storage class named in a file, or None if we cannot read it."""
+    if not isinstance(kind, Global) or not kind.name.startswith("torch."):
+        return None
+    return _STORAGES.get(kind.name.removeprefix("torch.").removeprefix("cuda."))
+
+
+def _renamed(module: str, name: str) -> str:
+    if module in ("__builtin__", "copy_reg"):
+        module = {"__builtin__": "builtins", "copy_reg": "copyreg"}[module]
+    elif module.startswith("numpy._core"):
+        module = "numpy.core" + module.removeprefix("numpy._core")
+    return f"{module}.{name}"
+
+
+class Unpickler:
+    """Reads one pickle from ``data`` at ``pos``; :attr:`pos` is then just behind it.
+
+    ``persistent(pid)`` answers persistent ids (torch's storages). Raises Malformed, or UnsafeError where the file asks
+    for a call that only an attack needs.
+    """
+
+    def __init__(
+        self, data: memoryview, pos: int = 0, persistent: Callable[[Any], Any] | None = None, where: str = "file"
+    ) -> None:
+        self.data, self.pos, self.persistent, self.where = data, pos, persistent, where
+        self.budget = 4 * len(data) + SLACK
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        self.tokens = 0
+
+    def load(self) -> Any:
+        ops, data = _OPS, self.data
+        try:
+            for _ in range(MAX_OPS):
+                code = data[self.pos]
+                self.pos += 1
+                if code == 0x2E:  # STOP
+                    return self.stack.pop()
+                op = ops.get(code)
+                if op is None:
+                    raise Malformed(f"opcode 0x{code:02x} at byte {self.pos - 1} is unknown or not allowed")
+                op(self)
+        except (IndexError, KeyError, struct.error) as error:
+            raise Malformed(f"truncated or corrupt pickle near byte {self.pos}") from error
+        except (ValueError, OverflowError, TypeError, RecursionError) as error:
+            raise Malformed(f"corrupt pickle near byte {self.pos}: {error}") from error
+        raise Malformed(f"more than {MAX_OPS} pickle operations")
+
+    # Reading.
+    def take(self, count: int) -> memoryview:
+        start = self.pos
+        if count < 0 or count > len(self.data) - start:
+            raise Malformed(f"a value of {count} bytes at byte {start} reaches beyond the end")
+        self.pos = start + count
+        return self.data[start : self.pos]
+
+    def number(self, fmt: str) -> Any:
+        return struct.unpack(fmt, self.take(struct.calcsize(fmt)))[0]
+
+    def line(self) -> str:
+        chunk = bytes(self.data[self.pos : self.pos + MAX_LINE])
+        end = chunk.find(b"\n")
+        if end < 0:
+            raise Malformed(f"an endless line at byte {self.pos}")
+        self.pos += end + 1
+        return chunk[:end].decode("utf-8", "backslashreplace")
+
+    def text(self, count: int) -> str:
+        return bytes(self.take(count)).decode("utf-8", "surrogatepass")
+
+    def long(self, count: int) -> int:
+        if count > MAX_INT_BYTES:
+            raise Malformed(f"an integer of {count} bytes")
+        return int.from_bytes(self.take(count), "little", signed=True)
+
+    def spend(self, count: int) -> None:
+        self.budget -= count
+        if self.budget < 0:
+            raise Malformed("the pickle unpacks to far more than its size")
+
+    # Building.
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def pop_mark(self) -> list[Any]:
+        items = self.stack
+        self.stack = self.marks.pop()
+        return items
+
+    def key(self, value: Any) -> Any:
+        """``value`` if it can be a key in constant time, else a unique name for it."""
+        if value is None or type(value) in (str, int, float, bool, bytes, complex, Global):
+            return value
+        if type(value) is tuple and len(value) <= 16 and all(type(v) in (str, int, float, bool) for v in value):
+            return value
+        self.tokens += 1
+        return f"<{getattr(value, 'name', type(value).__name__)}#{self.tokens}>"
+
+    def mapping(self, pairs: Any) -> dict[Any, Any]:
+        self.spend(16 * len(pairs))
+        return {self.key(k): v for k, v in pairs}
+
+    def call(self, func: Any, args: Any) -> Any:
+        """What stands for ``func(*args)``."""
+        if not isinstance(args, tuple):
+            raise Malformed(f"a call without an argument tuple near byte {self.pos}")
+        if isinstance(func, Stub):
+            return Stub(f"{func.name}()", args)
+        if not isinstance(func, Global):
+            raise Malformed(f"a call of something that is no function near byte {self.pos}")
+        parts = func.name.split(".")
+        if _DANGEROUS & set(parts[:-1]) or (parts[0] == "builtins" and parts[-1] in _DANGEROUS_BUILTINS):
+            raise UnsafeError(
+                f"{self.where}: loading this file would call {func.name!r:.80}: refused, nothing was run",
+                hint="it is not a plain checkpoint; do not open it with other programs",
+            )
+        handler = _HANDLERS.get(func.name)
+        return Stub(func.name, args) if handler is None else handler(self, *args)
+
+    def set_items(self, target: Any, flat: list[Any]) -> None:
+        if len(flat) % 2:
+            raise Malformed(f"a dictionary with a key but no value near byte {self.pos}")
+        into = target.entries if isinstance(target, Stub) else target
+        if not isinstance(into, dict):
+            raise Malformed(f"items set on something that is no dictionary near byte {self.pos}")
+        for k in range(0, len(flat), 2):
+            into[self.key(flat[k])] = flat[k + 1]
+
+    def extend(self, target: Any, values: list[Any]) -> None:
+        if isinstance(target, (list, Stub)):
+            (target if isinstance(target, list) else target.items).extend(values)
+        elif isinstance(target, set):
+            target.update(self.key(v) for v in values)
+        else:
+            raise Malformed(f"items appended to something that is no list near byte {self.pos}")
+
+    def build(self, target: Any, state: Any) -> None:
+        if isinstance(target, Stub):
+            target.state = state
+        elif isinstance(target, Array) and isinstance(state, tuple) and len(state) == 5:
+            target.fill(*state[1:])
+        elif isinstance(target, DType) and isinstance(state, tuple) and len(state) > 1:
+            target.big_endian = state[1] == ">"
+            if len(state) > 4 and (state[2] is not None or state[3] is not None):
+                target.kind = "V"
+        # An attribute set on a plain dict or list (a state_dict's _metadata) carries nothing that we need.
+
+
+# Handlers: our constructors for the names that checkpoints need. Each gets the interpreter and the call's arguments.
+def _tensor(u: Unpickler, storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Any:
+    if not isinstance(storage, Storage):
+        return Stub("torch.Tensor", (storage, offset, shape, stride))  # of an element type that we cannot read
+    return StridedTensor.checked(storage, offset, shape, stride)
+
+
+def _tensor_v3(
+    u: Unpickler, storage: Any, offset: Any, shape: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any
+) -> Any:
+    name = _TORCH_DTYPES.get(dtype.name.removeprefix("torch.")) if isinstance(dtype, Global) else None
+    if not isinstance(storage, Storage) or name is None:
+        return Stub("torch.Tensor", (storage, offset, shape, stride))
+    return StridedTensor.checked(storage, offset, shape, stride, name)
+
+
+def _from_type(u: Unpickler, func: Any, kind: Any, args: Any, state: Any) -> Any:
+    return u.call(func, args)
+
+
+def _encode(u: Unpickler, text: Any, codec: Any = "utf-8", errors: Any = "strict") -> bytes:
+    if not isinstance(text, str) or codec not in ("latin1", "latin-1", "iso-8859-1", "ascii", "utf-8", "utf8"):
+        raise Malformed(f"text encoded as {codec!r:.40}")
+    u.spend(4 * len(text))
+    return text.encode(codec)
+
+
+def _reconstruct(u: Unpickler, kind: Any = None, shape: Any = None, code: Any = None) -> Array:
+    return Array()
+
+
+def _frombuffer(u: Unpickler, data: Any, dtype: Any, shape: Any, order: Any = "C") -> Array:
+    out = Array()
+    out.fill(shape, dtype, order == "F", data)
+    return out
+
+
+def _dtype(u: Unpickler, descr: Any = None, align: Any = False, copy: Any = False) -> DType:
+    return DType(descr if isinstance(descr, str) else "V")
+
+
+def _scalar(u: Unpickler, dtype: Any, data: Any = b"") -> Any:
+    if isinstance(dtype, DType) and dtype.name and isinstance(data, bytes) and len(data) == dtype.size:
+        return decode(memoryview(data), dtype.name, 1, big_endian=dtype.big_endian)[0].item()
+    return Stub("numpy.scalar", (data,))
+
+
+def _dict(u: Unpickler, source: Any = ()) -> dict[Any, Any]:
+    return u.mapping(list(source.items()) if isinstance(source, dict) else source)
+
+
+def _defaultdict(u: Unpickler, factory: Any = None, source: Any = ()) -> dict[Any, Any]:
+    return _dict(u, source)
+
+
+def _list(u: Unpickler, source: Any = (), *rest: Any) -> list[Any]:
+    if not isinstance(source, (list, tuple, set, frozenset)):
+        raise Malformed("a list made of something that is no sequence")
+    u.spend(8 * len(source))
+    return list(source)
+
+
+def _set(u: Unpickler, source: Any = ()) -> set[Any]:
+    return {u.key(v) for v in _list(u, source)}
+
+
+def _size(u: Unpickler, source: Any = ()) -> tuple[int, ...]:
+    return check_shape(source)
+
+
+def _complex(u: Unpickler, real: Any = 0.0, imag: Any = 0.0) -> complex:
+    return complex(float(real), float(imag))
+
+
+def _bytes(u: Unpickler, source: Any = b"", codec: Any = "latin1") -> bytes:
+    if isinstance(source, str):
+        return _encode(u, source, codec)
+    if not isinstance(source, (bytes, bytearray)):
+        raise Malformed("bytes made of something else")
+    u.spend(len(source))
+    return bytes(source)
+
+
+def _device(u: Unpickler, kind: Any = "cpu", index: Any = None) -> str:
+    return f"{kind!s:.40}" if index is None else f"{kind!s:.40}:{index!s:.10}"
+
+
+def _path(u: Unpickler, *parts: Any) -> str:
+    text = "/".join(p for p in parts if isinstance(p, str))
+    u.spend(len(text))
+    return text
+
+
+def _reconstructor(u: Unpickler, kind: Any, base: Any = None, state: Any = None) -> Any:
+    return u.call(kind, ())
+
+
+def _newobj(u: Unpickler, kind: Any, *args: Any) -> Any:
+    return u.call(kind, args)
+
+
+_HANDLERS: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_parameter": lambda u, data, *rest: data,
+    "torch._utils._rebuild_parameter_with_state": lambda u, data, *rest: data,
+    "torch._tensor._rebuild_from_type": lambda u, func, kind, args, state: u.call(func, args),
+    "torch._tensor._rebuild_from_type_v2": _from_type,
+    "torch.Size": _size,
+    "torch.device": _device,
+    "numpy.core.multiarray._reconstruct": _reconstruct,
+    "numpy.core.numeric._frombuffer": _frombuffer,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy.dtype": _dtype,
+    "_codecs.encode": _encode,
+    "collections.OrderedDict": _dict,
+    "collections.Counter": _dict,
+    "collections.defaultdict": _defaultdict,
+    "collections.deque": _list,
+    "builtins.dict": _dict,
+    "builtins.list": _list,
+    "builtins.tuple": lambda u, source=(): tuple(_list(u, source)),
+    "builtins.set": _set,
+    "builtins.frozenset": _set,
+    "builtins.complex": _complex,
+    "builtins.bytes": _bytes,
+    "builtins.bytearray": _bytes,
+    "copyreg._reconstructor": _reconstructor,
+    "copyreg.__newobj__": _newobj,
+    **{f"pathlib.{sub}{kind}": _path for sub in ("", "_local.") for kind in
+       ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")},
+}  # fmt: skip
+
+
+# Opcodes (PEP 307, 3154, 574). EXT1/2/4, NEXT_BUFFER and READONLY_BUFFER need outside help and are refused.
+def _memo_put(u: Unpickler, index: int) -> None:
+    u.memo[index] = u.stack[-1]
+
+
+def _mark(u: Unpickler) -> None:
+    u.marks.append(u.stack)
+    u.stack = []
+
+
+def _pop(u: Unpickler) -> None:
+    if u.stack:
+        u.stack.pop()
+    else:
+        u.pop_mark()
+
+
+def _tuple_n(count: int) -> Callable[[Unpickler], None]:
+    def op(u: Unpickler) -> None:
+        if len(u.stack) < count:
+            raise IndexError
+        start = len(u.stack) - count
+        u.stack[start:] = [tuple(u.stack[start:])]
+
+    return op
+
+
+def _dict_op(u: Unpickler) -> None:
+    items, out = u.pop_mark(), dict[Any, Any]()
+    u.set_items(out, items)
+    u.push(out)
+
+
+def _set_item(u: Unpickler) -> None:
+    value, key = u.stack.pop(), u.stack.pop()
+    u.set_items(u.stack[-1], [key, value])
+
+
+def _append(u: Unpickler) -> None:
+    value = u.stack.pop()
+    u.extend(u.stack[-1], [value])
+
+
+def _bulk(action: Callable[[Unpickler, Any, list[Any]], None]) -> Callable[[Unpickler], None]:
+    def op(u: Unpickler) -> None:
+        items = u.pop_mark()
+        action(u, u.stack[-1], items)
+
+    return op
+
+
+def _global(u: Unpickler) -> None:
+    module = u.line()
+    u.push(Global(_renamed(module, u.line())))
+
+
+def _stack_global(u: Unpickler) -> None:
+    name, module = u.stack.pop(), u.stack.pop()
+    if not isinstance(name, str) or not isinstance(module, str) or len(name) + len(module) > MAX_LINE:
+        raise Malformed("a global without a name")
+    u.push(Global(_renamed(module, name)))
+
+
+def _reduce(u: Unpickler) -> None:
+    args, func = u.stack.pop(), u.stack.pop()
+    u.push(u.call(func, args))
+
+
+def _newobj_ex(u: Unpickler) -> None:
+    kwargs, args, kind = u.stack.pop(), u.stack.pop(), u.stack.pop()
+    out = u.call(kind, args)
+    if isinstance(out, Stub) and isinstance(kwargs, dict):
+        out.entries.update(kwargs)
+    u.push(out)
+
+
+def _inst(u: Unpickler) -> None:
+    module = u.line()
+    func = Global(_renamed(module, u.line()))
+    u.push(u.call(func, tuple(u.pop_mark())))
+
+
+def _obj(u: Unpickler) -> None:
+    items = u.pop_mark()
+    u.push(u.call(items[0], tuple(items[1:])))
+
+
+def _build(u: Unpickler) -> None:
+    state = u.stack.pop()
+    u.build(u.stack[-1], state)
+
+
+def _persid(u: Unpickler, pid: Any) -> None:
+    if u.persistent is None:
+        raise Malformed("it refers to data outside of itself")
+    u.push(u.persistent(pid))
+
+
+def _int(u: Unpickler) -> None:
+    text = u.line()
+    u.push({"00": False, "01": True}[text] if text in ("00", "01") else int(text))
+
+
+def _string(u: Unpickler) -> None:
+    text = u.line()
+    if len(text) < 2 or text[0] not in "'\"" or text[-1] != text[0]:
+        raise Malformed("a string without quotes")
+    u.push(text[1:-1])  # escapes stay as they are: such strings are names or labels
+
+
+def _latin(u: Unpickler, count: int) -> None:
+    raw = bytes(u.take(count))
+    try:
+        u.push(raw.decode("ascii"))
+    except UnicodeDecodeError:
+        u.push(raw)  # python 2's str: bytes of an array
+
+
+_OPS: dict[int, Callable[[Unpickler], None]] = {
+    ord("("): _mark,
+    ord("0"): _pop,
+    ord("1"): lambda u: u.pop_mark() and None,
+    ord("2"): lambda u: u.push(u.stack[-1]),
+    ord("F"): lambda u: u.push(float(u.line())),
+    ord("I"): _int,
+    ord("L"): lambda u: u.push(int(u.line().rstrip("L"))),
+    ord("J"): lambda u: u.push(u.number("<i")),
+    ord("K"): lambda u: u.push(u.number("<B")),
+    ord("M"): lambda u: u.push(u.number("<H")),
+    ord("N"): lambda u: u.push(None),
+    ord("P"): lambda u: _persid(u, u.line()),
+    ord("Q"): lambda u: _persid(u, u.stack.pop()),
+    ord("R"): _reduce,
+    ord("S"): _string,
+    ord("T"): lambda u: _latin(u, u.number("<i")),
+    ord("U"): lambda u: _latin(u, u.number("<B")),
+    ord("V"): lambda u: u.push(u.line().encode("latin1", "backslashreplace").decode("raw-unicode-escape")),
+    ord("X"): lambda u: u.push(u.text(u.number("<I"))),
+    ord("a"): _append,
+    ord("b"): _build,
+    ord("c"): _global,
+    ord("d"): _dict_op,
+    ord("}"): lambda u: u.push({}),
+    ord("e"): _bulk(Unpickler.extend),
+    ord("g"): lambda u: u.push(u.memo[int(u.line())]),
+    ord("h"): lambda u: u.push(u.memo[u.number("<B")]),
+    ord("i"): _inst,
+    ord("j"): lambda u: u.push(u.memo[u.number("<I")]),
+    ord("l"): lambda u: u.push(u.pop_mark()),
+    ord("]"): lambda u: u.push([]),
+    ord("o"): _obj,
+    ord("p"): lambda u: _memo_put(u, int(u.line())),
+    ord("q"): lambda u: _memo_put(u, u.number("<B")),
+    ord("r"): lambda u: _memo_put(u, u.number("<I")),
+    ord("s"): _set_item,
+    ord("t"): lambda u: u.push(tuple(u.pop_mark())),
+    ord(")"): lambda u: u.push(()),
+    ord("u"): _bulk(Unpickler.set_items),
+    ord("G"): lambda u: u.push(u.number(">d")),
+    0x80: lambda u: u.take(1) and None,
+    0x81: _reduce,
+    0x85: _tuple_n(1),
+    0x86: _tuple_n(2),
+    0x87: _tuple_n(3),
+    0x88: lambda u: u.push(True),
+    0x89: lambda u: u.push(False),
+    0x8A: lambda u: u.push(u.long(u.number("<B"))),
+    0x8B: lambda u: u.push(u.long(u.number("<I"))),
+    ord("B"): lambda u: u.push(bytes(u.take(u.number("<I")))),
+    ord("C"): lambda u: u.push(bytes(u.take(u.number("<B")))),
+    0x8C: lambda u: u.push(u.text(u.number("<B"))),
+    0x8D: lambda u: u.push(u.text(u.number("<Q"))),
+    0x8E: lambda u: u.push(bytes(u.take(u.number("<Q")))),
+    0x8F: lambda u: u.push(set()),
+    0x90: _bulk(Unpickler.extend),
+    0x91: lambda u: u.push(_set(u, u.pop_mark())),
+    0x92: _newobj_ex,
+    0x93: _stack_global,
+    0x94: lambda u: _memo_put(u, len(u.memo)),
+    0x95: lambda u: u.take(8) and None,
+    0x96: lambda u: u.push(bytes(u.take(u.number("<Q")))),
+}
+
+
+def load(data: memoryview, where: str, pos: int = 0, persistent: Callable[[Any], Any] | None = None) -> tuple[Any, int]:
+    """One pickle of ``data`` from ``pos``: (value, position behind it). ``where`` names the file in errors.
+
+    Raises InputError (corrupt, or beyond the bounds) or UnsafeError (asks for a dangerous call).
+    """
+    reader = Unpickler(data, pos, persistent, where)
+    try:
+        return reader.load(), reader.pos
+    except Malformed as error:
+        raise InputError(f"{where}: {error}") from error
