@@ -205,7 +205,7 @@ class Nerf(ArchitectureBase):
         )
         narrow = [{**PRESETS["fast"], "width": w, "direction_layers": [w // 2]} for w in (96, 64, 48, 32, 24, 16)]
         for preset in [*(PRESETS[name] for name in names), *narrow]:
-            config = self._student(facts, {**preset, **limits.fixed, **overrides})
+            config = self._student(facts, preset, {**limits.fixed, **overrides})
             if budget.max_mb is None or _megabytes(config, facts) <= budget.max_mb:
                 return config
         raise RequestError(
@@ -213,7 +213,7 @@ class Nerf(ArchitectureBase):
             hint="raise --max-mb",
         )
 
-    def _student(self, facts: TeacherFacts, chosen: Mapping[str, Any]) -> Config:
+    def _student(self, facts: TeacherFacts, preset: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
         box = facts.occupied_box
         config: Config = {
             "direction_encoding": "sh",
@@ -222,8 +222,11 @@ class Nerf(ArchitectureBase):
             "density_bias": math.log(20.0 / box.longest),
             "input": "box",
             "box": box.to_json(),
-            **chosen,
+            **preset,
+            **given,
         }
+        if "skips" not in given and isinstance(config["depth"], int):
+            config["skips"] = [layer for layer in config["skips"] if layer < config["depth"] - 1]
         try:
             return NerfOptions.from_config(config).to_config()
         except InputError as error:

@@ -34,9 +34,9 @@ def frequency_encode(x: Tensor, frequencies: int, *, include_input: bool = True,
         return torch.cat([x, waves], dim=1) if include_input else waves
     phase = x[:, :, None] * octaves  # [N, D, F]
     if order == "channel-major":
-        parts = [phase.sin().view(n, -1), phase.cos().view(n, -1)]
+        parts = [phase.sin().flatten(1), phase.cos().flatten(1)]
         return torch.cat([x, *parts] if include_input else parts, dim=1)
     waves = torch.stack([phase.sin(), phase.cos()], dim=3).view(n, dim, 2 * frequencies)
     if include_input:
         waves = torch.cat([x[:, :, None], waves], dim=2)
-    return waves.reshape(n, -1)
+    return waves.flatten(1)
