@@ -1,0 +1,263 @@
+"""Plenoxels: sparse voxels whose vertices hold density and spherical-harmonic colour."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from pvdconvert.errors import InputError, RequestError
+from pvdconvert.field import RadianceField
+from pvdconvert.nn.sh import MAX_BANDS, sh_basis
+from pvdconvert.nn.voxels import Shape, SparseVoxels, cover, lattice_shape, trunc_exp
+from pvdconvert.plugin import ArchitectureBase, Budget, Config, Limits, TeacherFacts
+from pvdconvert.scene import Box, Scene
+from pvdconvert_plugins.plenoxels_spec import PlenoxelsOptions
+
+if TYPE_CHECKING:
+    from pvdconvert.distill.store import Store
+    from pvdconvert.render.occupancy import Occupancy
+
+PRESETS = {"fast": 144, "balanced": 256, "best": 384}
+SMALLEST = 16
+DENSE_START = 1 << 18
+"""A fresh lattice of at most so many vertices starts full; a larger one starts empty, and ``restrict`` allocates it."""
+START_THICKNESS = 0.01
+"""Optical thickness of a cell of a fresh field: nearly clear, yet with a gradient."""
+
+
+class PlenoxelsField(RadianceField):
+    """Density and colour by trilinear interpolation; the latent is the position itself."""
+
+    flops_per_point = 100.0
+
+    def __init__(self, options: PlenoxelsOptions, scene: Scene, seed: int = 0) -> None:
+        super().__init__()
+        self.options, self.seed = options, seed
+        box = Box.from_json(options.box) if options.box is not None else scene.box
+        shape = options.shape or lattice_shape(box, options.resolution)
+        self.voxels = SparseVoxels(box, shape, options.bands, cast(Literal["cell", "zero"], options.missing))
+        self.clip = scene.box if options.missing == "zero" else None
+        if math.prod(shape) <= DENSE_START:
+            zero = torch.zeros(1, 3, dtype=torch.long)
+            self.allocate(cover(zero, torch.tensor([shape]) - 1, shape))
+
+    def allocate(self, vertices: Tensor) -> None:
+        """Start afresh on these vertices: nearly clear and grey, deterministic in the seed."""
+        thin = START_THICKNESS / (sum(self.voxels.cell) / 3) / self.options.density_scale
+        start = math.log(thin) if self.options.density_activation == "exp" else thin
+        generator = torch.Generator().manual_seed(self.seed)
+        sh = 0.01 * torch.randn(len(vertices), 3 * self.options.bands**2, generator=generator)
+        self.voxels.assign(
+            vertices, torch.full((len(vertices), 1), start, device=vertices.device), sh.to(vertices.device)
+        )
+
+    def restrict(self, occupancy: Occupancy) -> None:
+        """Allocate the vertices of every cell that shares volume with an occupied one. Makes new parameters."""
+        device = self.voxels.origin.device
+        low = occupancy.origin.to(device) + occupancy.grid.nonzero().to(device) * occupancy.cell
+        self.allocate(self.voxels.touching(low, low + occupancy.cell))
+
+    def support(self) -> Occupancy | None:
+        """The complete cells, gathered into cubes so that the grid stays within 128 along the longest side."""
+        from pvdconvert.render.occupancy import Occupancy
+
+        cell, shape = self.voxels.cell, self.voxels.shape
+        if self.voxels.missing != "cell" or max(cell) > min(cell) * 1.0001:
+            return None
+        group = -(-(max(shape) - 1) // 128)
+        grid = torch.zeros([-(-(n - 1) // group) for n in shape], dtype=torch.uint8, device=self.voxels.origin.device)
+        i = torch.div(self.voxels.cells().long(), group, rounding_mode="floor")
+        grid[i[:, 0], i[:, 1], i[:, 2]] = 1
+        return Occupancy(self.voxels.origin.clone(), group * max(cell), grid)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def density(self, latent: Tensor) -> Tensor:
+        if self.options.density_activation == "exp":
+            sigma = trunc_exp(self.voxels.raw_density(latent, fill=-math.inf))
+        else:
+            sigma = torch.relu(self.voxels.raw_density(latent))
+        if self.clip is not None:
+            low, high = latent.new_tensor(self.clip.min), latent.new_tensor(self.clip.max)
+            sigma = torch.where(((latent >= low) & (latent <= high)).all(-1), sigma, 0.0)
+        return sigma * self.options.density_scale if self.options.density_scale != 1.0 else sigma
+
+    def color(self, latent: Tensor, d: Tensor) -> Tensor:
+        raw = self.voxels.raw_color(latent, sh_basis(d, self.options.bands))
+        return torch.sigmoid(raw) if self.options.color_activation == "sigmoid" else (raw + 0.5).clamp_min(0.0)
+
+
+class Plenoxels(ArchitectureBase):
+    """The architecture ``plenoxels``."""
+
+    def plan(self, facts: TeacherFacts, budget: Budget, limits: Limits, overrides: Mapping[str, Any]) -> Config:
+        """Resolution by preset over the occupied box; halves the colours' storage, then shrinks, to keep ``max_mb``."""
+        for key, value in overrides.items():
+            if key in limits.fixed and _plain(limits.fixed[key]) != _plain(value):
+                raise RequestError(
+                    f"plenoxels: {key}={value} cannot be had: the output layout needs {key}={limits.fixed[key]}",
+                    hint=f"drop --set {key}, or write another layout",
+                )
+        given = {**limits.fixed, **overrides}
+        _options(given, RequestError)
+        box = Box.from_json(given["box"]) if given.get("box") is not None else facts.occupied_box
+        fitted = given.get("box") is None and given.get("shape") is None
+
+        def config(resolution: int, dtype: str) -> Config:
+            chosen = {"resolution": resolution, "store_dtype": dtype, **given}
+            if given.get("shape") is None:
+                b, s = _cubic(box, int(chosen["resolution"])) if fitted else (box, None)
+                chosen.update(box=b.to_json(), shape=list(s or lattice_shape(b, int(chosen["resolution"]))))
+            else:
+                chosen.update(box=box.to_json(), shape=list(given["shape"]))
+            return _config(_options(chosen, RequestError))
+
+        resolution = PRESETS.get(budget.preset, PRESETS["balanced"])
+        plan = config(resolution, "float32")
+        if budget.max_mb is None or estimate_mb(plan, facts) <= budget.max_mb:
+            return plan
+        steps = [resolution, *range(resolution - resolution % 8, SMALLEST, -8), SMALLEST]
+        for smaller in steps:
+            plan = config(smaller, "float16")
+            if estimate_mb(plan, facts) <= budget.max_mb:
+                return plan
+        least = math.ceil(estimate_mb(plan, facts) * 100) / 100
+        raise RequestError(
+            f"plenoxels does not fit into {budget.max_mb:g} MB: the least that this request needs is {least:g} MB",
+            hint=f"--max-mb {least:g}, or fewer --set keys",
+        )
+
+    def build(self, config: Config, scene: Scene, seed: int) -> PlenoxelsField:
+        return PlenoxelsField(_options(config, RequestError), scene, seed)
+
+    def load(self, config: Config, tensors: Mapping[str, Tensor], scene: Scene) -> PlenoxelsField:
+        options = _options(config, InputError)
+        names = ("vertices", "density_data", "sh_data")
+        for name in names:
+            if name not in tensors:
+                raise InputError(f"plenoxels: tensor {name!r} is missing")
+        for name in tensors:
+            if name not in names:
+                raise InputError(f"plenoxels: unexpected tensor {name!r}; it holds {', '.join(names)}")
+        vertices, density, sh = (tensors[name].detach() for name in names)
+        count = len(vertices) if vertices.ndim else 0
+        for name, tensor, width in (
+            ("vertices", vertices, 3),
+            ("density_data", density, 1),
+            ("sh_data", sh, 3 * options.bands**2),
+        ):
+            if tuple(tensor.shape) != (count, width):
+                raise InputError(f"plenoxels: {name!r} has shape {list(tensor.shape)}, expected {[count, width]}")
+        if vertices.is_floating_point() or vertices.dtype == torch.bool:
+            raise InputError(f"plenoxels: 'vertices' must be integers, not {vertices.dtype}")
+        field = PlenoxelsField(options, scene)
+        try:
+            field.voxels.assign(vertices.clone(), density.clone(), sh.clone())
+        except ValueError as error:
+            raise InputError(f"plenoxels: 'vertices': {error}") from error
+        return field
+
+    def save(self, field: RadianceField) -> tuple[Config, dict[str, Tensor]]:
+        f = _own(field)
+        v = f.voxels
+        options = dataclasses.replace(f.options, box=v.box.to_json(), shape=v.shape)
+        small = max(v.shape) <= 1 << 15
+        half = f.options.store_dtype == "float16"
+        return _config(options), {
+            "vertices": v.vertices.to(torch.int16 if small else torch.int32),
+            "density_data": v.density.detach().clone(),
+            "sh_data": v.sh.detach().to(torch.float16 if half else torch.float32, copy=True),
+        }
+
+    def param_groups(self, field: RadianceField) -> list[dict[str, Any]]:
+        """``sparse_rows``: a step touches few rows; see ``pvdconvert.solve.lazy_adam``."""
+        v = _own(field).voxels
+        return [
+            {"params": [v.density], "lr": 5e-2, "name": "density", "sparse_rows": True},
+            {"params": [v.sh], "lr": 2e-2, "name": "sh", "sparse_rows": True},
+        ]
+
+    def project(self, field: RadianceField, store: Store, seconds: float) -> str | None:
+        return None
+
+
+def estimate_mb(config: Config, facts: TeacherFacts) -> float:
+    """Megabytes (10^6) of the file: occupied volume over the cell's, plus the rim of cells that reach beyond it."""
+    o = _options(config, RequestError)
+    box, shape = Box.from_json(cast("Mapping[str, Any]", o.box)), cast(Shape, o.shape)
+    h = math.prod(s / (n - 1) for n, s in zip(shape, box.size)) ** (1 / 3)
+    volume = facts.occupied_cells * facts.cell**3
+    vertices = min(volume / h**3 * (1 + 1.5 * h / facts.cell), float(math.prod(shape)))
+    return vertices * (6 + 4 + 3 * o.bands**2 * (2 if o.store_dtype == "float16" else 4)) / 1e6 + 0.01
+
+
+def _cubic(box: Box, resolution: int) -> tuple[Box, Shape]:
+    """``box`` grown about its centre to whole cubic cells; the longest side keeps its length."""
+    h = box.longest / (resolution - 1)
+    n = [max(1, math.ceil(s / h - 1e-6)) for s in box.size]
+    low = [c - 0.5 * h * k for c, k in zip(box.center, n)]
+    x, y, z = (k + 1 for k in n)
+    grown = Box((low[0], low[1], low[2]), (low[0] + h * n[0], low[1] + h * n[1], low[2] + h * n[2]))
+    return grown, (x, y, z)
+
+
+def _own(field: RadianceField) -> PlenoxelsField:
+    if not isinstance(field, PlenoxelsField):
+        raise TypeError(f"expected a PlenoxelsField, got {type(field).__name__}")
+    return field
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _config(options: PlenoxelsOptions) -> Config:
+    return {k: _plain(v) for k, v in dataclasses.asdict(options).items()}
+
+
+def _options(config: Mapping[str, Any], error: type[InputError] | type[RequestError]) -> PlenoxelsOptions:
+    """Checked options. Raises ``error`` naming the key."""
+    known = [f.name for f in dataclasses.fields(PlenoxelsOptions)]
+    for key in config:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            raise error(
+                f"plenoxels has no option {key!r}; known: {', '.join(known)}",
+                hint=f"did you mean {near[0]!r}?" if near else "",
+            )
+    try:
+        o = PlenoxelsOptions(**config)
+        shape = None if o.shape is None else cast(Shape, tuple(int(v) for v in o.shape))
+        o = dataclasses.replace(
+            o, shape=shape, resolution=int(o.resolution), bands=int(o.bands), density_scale=float(o.density_scale)
+        )
+        if o.box is not None:
+            Box.from_json(o.box)
+    except (TypeError, ValueError, KeyError, IndexError, InputError) as wrong:
+        raise error(f"plenoxels: malformed option: {wrong}") from wrong
+    for key, fine, allowed in (
+        ("resolution", 2 <= o.resolution <= 1 << 14, "2..16384"),
+        ("bands", 1 <= o.bands <= MAX_BANDS, f"1..{MAX_BANDS}"),
+        ("density_activation", o.density_activation in ("exp", "relu"), "exp or relu"),
+        ("color_activation", o.color_activation in ("sigmoid", "shift"), "sigmoid or shift"),
+        ("density_scale", 0 < o.density_scale < math.inf, "a positive number"),
+        ("missing", o.missing in ("cell", "zero"), "cell or zero"),
+        ("store_dtype", o.store_dtype in ("float32", "float16"), "float32 or float16"),
+        (
+            "shape",
+            o.shape is None or (len(o.shape) == 3 and all(2 <= v <= 1 << 14 for v in o.shape)),
+            "three counts in 2..16384",
+        ),
+    ):
+        if not fine:
+            raise error(f"plenoxels: {key}={getattr(o, key)!r} is not {allowed}")
+    if o.missing == "zero" and o.density_activation == "exp":
+        raise error("plenoxels: missing=zero needs density_activation=relu: exp(0) is not empty")
+    return o

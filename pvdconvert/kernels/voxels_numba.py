@@ -1,0 +1,260 @@
+"""The numba twin of :mod:`pvdconvert.kernels.voxels`: CPU, float32.
+
+Two passes: ``_locate`` finds the eight rows and weights of each point, then rows are gathered or scattered. The scatter
+gives every thread a range of rows of its own: all threads read all points, each adds to its rows only, in the order of
+the points. So there are no atomics, hardly a shared cache line, and sums that do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import njit, prange
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pvdconvert.kernels.rowgrad import sink_of
+from pvdconvert.kernels.voxels import BrickMap, Missing
+
+# Sums may be reassociated and fused; NaN and infinity keep their meaning.
+FAST = {"contract", "reassoc", "nsz", "arcp"}
+Array = NDArray[Any]
+
+
+def threads() -> int:
+    """Let numba use as many threads as torch does; returns their number."""
+    n = max(1, min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS)))  # type: ignore[attr-defined]
+    numba.set_num_threads(n)
+    return n
+
+
+@njit(parallel=True, cache=True, fastmath=FAST)
+def _locate(
+    xg: Array, shape: Array, top: Array, bricks: Array, shift: int, whole: bool, rows: Array, w: Array, parts: int
+) -> None:
+    n = xg.shape[0]
+    mask = (1 << shift) - 1
+    chunk = (n + parts - 1) // parts
+    lx, ly, lz = shape[0] - 1, shape[1] - 1, shape[2] - 1
+    for part in prange(parts):
+        for p in range(part * chunk, min(n, (part + 1) * chunk)):
+            x, y, z = xg[p, 0], xg[p, 1], xg[p, 2]
+            # Written so that NaN falls outside.
+            if not (x >= 0 and x <= lx and y >= 0 and y <= ly and z >= 0 and z <= lz):
+                for c in range(8):
+                    rows[p, c] = -1
+                    w[p, c] = 0
+                continue
+            i, j, k = min(int(x), lx - 1), min(int(y), ly - 1), min(int(z), lz - 1)
+            fx, fy, fz = x - np.float32(i), y - np.float32(j), z - np.float32(k)
+            one = np.float32(1)
+            complete = True
+            for c in range(8):
+                di, dj, dk = c >> 2 & 1, c >> 1 & 1, c & 1
+                a, b, d = i + di, j + dj, k + dk
+                brick = top[a >> shift, b >> shift, d >> shift]
+                row = np.int32(-1)
+                if brick >= 0:
+                    row = bricks[brick, ((((a & mask) << shift) | (b & mask)) << shift) | (d & mask)]
+                rows[p, c] = row
+                if row < 0:
+                    complete = False
+                    w[p, c] = 0
+                else:
+                    wx = fx if di else one - fx
+                    wy = fy if dj else one - fy
+                    wz = fz if dk else one - fz
+                    w[p, c] = wx * wy * wz
+            if whole and not complete:
+                for c in range(8):
+                    rows[p, c] = -1
+                    w[p, c] = 0
+
+
+@njit(inline="always")
+def _mix(rows: Array, w: Array, p: int, values: Array, width: int, out: Array) -> bool:
+    """out[:width] = the interpolated row; False where nothing contributes."""
+    r0, r1, r2, r3 = rows[p, 0], rows[p, 1], rows[p, 2], rows[p, 3]
+    r4, r5, r6, r7 = rows[p, 4], rows[p, 5], rows[p, 6], rows[p, 7]
+    if r0 >= 0 and r1 >= 0 and r2 >= 0 and r3 >= 0 and r4 >= 0 and r5 >= 0 and r6 >= 0 and r7 >= 0:
+        w0, w1, w2, w3, w4, w5, w6, w7 = w[p, 0], w[p, 1], w[p, 2], w[p, 3], w[p, 4], w[p, 5], w[p, 6], w[p, 7]
+        for c in range(width):
+            out[c] = (
+                (w0 * values[r0, c] + w1 * values[r1, c]) + (w2 * values[r2, c] + w3 * values[r3, c])
+                + ((w4 * values[r4, c] + w5 * values[r5, c]) + (w6 * values[r6, c] + w7 * values[r7, c]))
+            )  # fmt: skip
+        return True
+    some = False
+    for c in range(width):
+        out[c] = 0
+    for q in range(8):
+        r = rows[p, q]
+        if r >= 0:
+            some = True
+            for c in range(width):
+                out[c] += w[p, q] * values[r, c]
+    return some
+
+
+@njit(parallel=True, cache=True, fastmath=FAST)
+def _gather(rows: Array, w: Array, values: Array, fill: float, out: Array, parts: int) -> None:
+    n, width = out.shape
+    chunk = (n + parts - 1) // parts
+    for part in prange(parts):
+        for p in range(part * chunk, min(n, (part + 1) * chunk)):
+            line = out[p]
+            if not _mix(rows, w, p, values, width, line):
+                for c in range(width):
+                    line[c] = fill
+
+
+@njit(parallel=True, cache=True, fastmath=FAST)
+def _gather_sh(rows: Array, w: Array, basis: Array, sh: Array, out: Array, parts: int) -> None:
+    n, count, bands = basis.shape
+    width = sh.shape[1]
+    chunk = (n + parts - 1) // parts
+    for part in prange(parts):
+        line = np.empty(width, dtype=np.float32)
+        for p in range(part * chunk, min(n, (part + 1) * chunk)):
+            _mix(rows, w, p, sh, width, line)
+            for k in range(count):
+                for c in range(3):
+                    total = np.float32(0)
+                    for b in range(bands):
+                        total += basis[p, k, b] * line[c * bands + b]
+                    out[p, k, c] = total
+
+
+@njit(parallel=True, cache=True, fastmath=FAST)
+def _scatter(rows: Array, w: Array, g: Array, grad: Array, touched: Array, edges: Array) -> None:
+    n, width = g.shape
+    mark = touched.shape[0] > 0
+    for part in prange(edges.shape[0] - 1):
+        low, high = edges[part], edges[part + 1]
+        for p in range(n):
+            for q in range(8):
+                r = rows[p, q]
+                if r >= low and r < high:
+                    if mark:
+                        touched[r] = 1
+                    for c in range(width):
+                        grad[r, c] += w[p, q] * g[p, c]
+
+
+@njit(parallel=True, cache=True, fastmath=FAST)
+def _scatter_sh(rows: Array, w: Array, basis: Array, g: Array, grad: Array, touched: Array, edges: Array) -> None:
+    n, count, bands = basis.shape
+    width = grad.shape[1]
+    mark = touched.shape[0] > 0
+    for part in prange(edges.shape[0] - 1):
+        low, high = edges[part], edges[part + 1]
+        line = np.empty(width, dtype=np.float32)
+        for p in range(n):
+            mine = False
+            for q in range(8):
+                r = rows[p, q]
+                mine |= r >= low and r < high
+            if not mine:
+                continue
+            for c in range(3):
+                for b in range(bands):
+                    line[c * bands + b] = g[p, 0, c] * basis[p, 0, b]
+                for k in range(1, count):
+                    for b in range(bands):
+                        line[c * bands + b] += g[p, k, c] * basis[p, k, b]
+            for q in range(8):
+                r = rows[p, q]
+                if r >= low and r < high:
+                    if mark:
+                        touched[r] = 1
+                    for c in range(width):
+                        grad[r, c] += w[p, q] * line[c]
+
+
+def locate(xg: Tensor, grid: BrickMap, missing: Missing) -> tuple[Array, Array]:
+    """Rows int32 [N, 8] and weights float32 [N, 8]; the twin of ``locate_torch``."""
+    rows, w = np.empty((len(xg), 8), np.int32), np.empty((len(xg), 8), np.float32)
+    if len(xg):
+        parts = threads()
+        shape = np.array(grid.shape, np.int64)
+        x = xg.detach().contiguous().numpy()
+        shift = grid.side.bit_length() - 1
+        _locate(x, shape, grid.top.numpy(), grid.bricks.numpy(), shift, missing == "cell", rows, w, parts)
+    return rows, w
+
+
+def _edges(rows: Array, count: int) -> Array:
+    """Bounds of the row ranges that threads own: about equal work. The result of a scatter does not depend on them."""
+    parts = threads()
+    sample = np.sort(rows[:: max(1, len(rows) // 4096), 0])
+    inner = [int(sample[len(sample) * i // parts]) for i in range(1, parts)] if len(sample) else []
+    return np.array([0, *np.clip(inner, 0, count), count], np.int64)
+
+
+def _deposit(ctx: Any, values: Tensor, work: Any) -> Tensor | None:
+    """Run ``work(grad, touched)`` on the parameter's own gradient if it collects rows, else on a fresh dense one."""
+    sink = sink_of(values)
+    grad, touched = sink if sink else (torch.zeros(values.shape), torch.empty(0, dtype=torch.uint8))
+    if len(ctx.rows) and len(values):
+        work(grad.numpy(), touched.numpy())
+    return None if sink else grad
+
+
+class _Interp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, xg: Tensor, grid: BrickMap, values: Tensor, missing: Missing, fill: float) -> Tensor:
+        ctx.rows, ctx.w = locate(xg, grid, missing)
+        ctx.values = values
+        out = np.empty((len(xg), values.shape[1]), np.float32)
+        if len(xg):
+            _gather(ctx.rows, ctx.w, values.detach().contiguous().numpy(), fill, out, threads())
+        return torch.from_numpy(out)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[None, None, Tensor | None, None, None]:
+        g_ = g.contiguous().numpy()
+        edges = _edges(ctx.rows, len(ctx.values))
+        grad = _deposit(ctx, ctx.values, lambda into, touched: _scatter(ctx.rows, ctx.w, g_, into, touched, edges))
+        return None, None, grad, None, None
+
+
+class _Color(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, xg: Tensor, basis: Tensor, grid: BrickMap, sh: Tensor, missing: Missing) -> Tensor:
+        ctx.rows, ctx.w = locate(xg, grid, missing)
+        ctx.values, ctx.basis = sh, basis.detach().contiguous().numpy()
+        out = np.empty((*basis.shape[:2], 3), np.float32)
+        if out.size:
+            _gather_sh(ctx.rows, ctx.w, ctx.basis, sh.detach().contiguous().numpy(), out, threads())
+        return torch.from_numpy(out)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[None, None, None, Tensor | None, None]:
+        g_ = g.contiguous().numpy()
+        edges = _edges(ctx.rows, len(ctx.values))
+
+        def work(into: Array, touched: Array) -> None:
+            if g_.size:
+                _scatter_sh(ctx.rows, ctx.w, ctx.basis, g_, into, touched, edges)
+
+        return None, None, None, _deposit(ctx, ctx.values, work), None
+
+
+def inside(xg: Tensor, grid: BrickMap) -> Tensor:
+    """bool [N]; see :func:`pvdconvert.kernels.voxels.voxel_inside`."""
+    return torch.from_numpy(locate(xg, grid, "cell")[0][:, 0] >= 0)
+
+
+def interp(xg: Tensor, grid: BrickMap, values: Tensor, missing: Missing, fill: float) -> Tensor:
+    """[N, C]; see :func:`pvdconvert.kernels.voxels.voxel_interp`."""
+    out: Tensor = _Interp.apply(xg, grid, values, missing, fill)  # type: ignore[no-untyped-call]
+    return out
+
+
+def sh_color(xg: Tensor, basis: Tensor, grid: BrickMap, sh: Tensor, missing: Missing) -> Tensor:
+    """[N, K, 3]; see :func:`pvdconvert.kernels.voxels.voxel_sh_color`."""
+    out: Tensor = _Color.apply(xg, basis, grid, sh, missing)  # type: ignore[no-untyped-call]
+    return out
