@@ -1,0 +1,166 @@
+"""Asking the teacher once: fills the store that every later step replays (pvd.md 8)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pvdconvert.cameras import Camera
+from pvdconvert.distill.store import Store
+from pvdconvert.distill.views import draw_rays
+from pvdconvert.errors import RequestError
+from pvdconvert.field import RadianceField
+from pvdconvert.progress import Progress
+from pvdconvert.render.occupancy import Occupancy
+from pvdconvert.render.occupy import dilate, split, tight
+from pvdconvert.render.trace import trace
+from pvdconvert.scene import Scene
+
+BATCH = 1 << 14
+"""Rays drawn at a time; the batch number is part of their seed, so any number of batches starts with the same rays."""
+
+VISIBLE = 1e-3
+"""A sample whose compositing weight stays below this on every ray is not seen."""
+
+FREE_SHARE = 0.1
+"""Points anywhere in occupied space, as a share of the samples on rays."""
+
+
+def label(
+    teacher: RadianceField,
+    scene: Scene,
+    occupancy: Occupancy,
+    *,
+    step: float,
+    seconds: float,
+    max_samples: int,
+    batches: int | None = None,
+    seed: int = 0,
+    cameras: Sequence[Camera] = (),
+    progress: Progress,
+    device: torch.device,
+) -> tuple[Store, int]:
+    """Trace pseudo-view rays through ``teacher`` until ``seconds`` or ``max_samples`` are spent, or for ``batches``.
+
+    Returns the store and the number of batches asked: the same number and seed give the same store, bit for bit.
+    """
+    start = time.perf_counter()
+    box = occupancy.box
+    parts: list[tuple[Tensor, ...]] = []
+    samples, done = 0, 0
+    while True:
+        o, d = draw_rays(scene, box, occupancy, BATCH, seed * 1_000_003 + done, cameras)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + done)
+        jitter = torch.rand(BATCH, generator=generator).to(device)
+        got = trace(
+            teacher,
+            o.to(device),
+            d.to(device),
+            occupancy,
+            step=step,
+            near=scene.near,
+            far=scene.far,
+            backdrop=scene.backdrop,
+            jitter=jitter,
+            ray_space=scene.ray_space,
+        )
+        counts = got.offsets[1:] - got.offsets[:-1]
+        hit = counts > 0
+        parts.append(
+            (got.x, got.t, got.dt, got.sigma, got.weight, got.rgb, got.colored)
+            + (got.d[hit], counts[hit], got.ray_rgb[hit], got.ray_opacity[hit], got.ray_depth[hit])
+        )
+        samples += len(got.x)
+        done += 1
+        spent = time.perf_counter() - start
+        progress.advance(spent, rays=float(done * BATCH), samples=float(samples))
+        if batches is not None:
+            if done >= batches:
+                break
+        elif samples + samples / done > max_samples or spent + 0.7 * spent / done > seconds:
+            break
+    x, t, dt, sigma, weight, rgb, colored, d, counts, ray_rgb, ray_opacity, ray_depth = (
+        torch.cat(column) for column in zip(*parts)
+    )
+    if not bool((torch.isfinite(sigma).all() & torch.isfinite(rgb).all())):
+        raise RequestError("the teacher answers values that are not numbers", hint="its weights are damaged")
+    if not bool((weight > 0.05).any()):
+        raise RequestError("no view sees any density", hint="is the box right? give --bounds x0,y0,z0,x1,y1,z1")
+    offsets = torch.zeros(len(counts) + 1, dtype=torch.int64, device=device)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    store = Store(
+        scene=scene,
+        occupancy=occupancy,
+        step=step,
+        x=x,
+        t=t,
+        dt=dt,
+        sigma=sigma,
+        weight=weight,
+        rgb=rgb,
+        colored=colored,
+        d=d,
+        offsets=offsets,
+        ray_rgb=ray_rgb,
+        ray_opacity=ray_opacity,
+        ray_depth=ray_depth,
+        free_x=x[:0],
+        free_sigma=sigma[:0],
+        teacher=teacher,
+    )
+    return store, done
+
+
+def visible_cells(store: Store, *, factor: int = 2, grow: int = 1) -> Occupancy:
+    """The cells that some ray saw: occupancy cut ``factor`` times finer, kept where a weight showed, grown by ``grow``.
+
+    What no camera sees (the inside of solids) is dropped: a student spends nothing on it.
+    """
+    fine = split(store.occupancy, factor)
+    seen = store.weight > VISIBLE
+    i = fine.index(store.x[seen])
+    shape = torch.tensor(fine.grid.shape, device=i.device)
+    i = i[((i >= 0) & (i < shape)).all(-1)]
+    grid = torch.zeros_like(fine.grid)
+    grid[i[:, 0], i[:, 1], i[:, 2]] = 1
+    return tight(Occupancy(fine.origin, fine.cell, dilate(grid, grow) & fine.grid))
+
+
+@torch.no_grad()
+def focus(store: Store, cells: Occupancy, seed: int) -> Store:
+    """``store`` without the samples outside of ``cells``, where the student is exactly zero, and with free points."""
+    keep = cells.contains(store.x)
+    counts = torch.zeros(store.rays, dtype=torch.int64, device=store.x.device)
+    counts.index_add_(0, store.ray_of()[keep], torch.ones_like(store.ray_of()[keep]))
+    rays = counts > 0
+    offsets = torch.zeros(int(rays.sum()) + 1, dtype=torch.int64, device=store.x.device)
+    torch.cumsum(counts[rays], 0, out=offsets[1:])
+    generator = torch.Generator().manual_seed(seed)
+    count = int(FREE_SHARE * int(keep.sum()))
+    index = cells.grid.nonzero()
+    chosen = torch.randint(len(index), (count,), generator=generator).to(index.device)
+    jitter = torch.rand(count, 3, generator=generator).to(index.device)
+    free_x = cells.origin + (index[chosen] + jitter) * cells.cell
+    return Store(
+        scene=store.scene,
+        occupancy=cells,
+        step=store.step,
+        x=store.x[keep],
+        t=store.t[keep],
+        dt=store.dt[keep],
+        sigma=store.sigma[keep],
+        weight=store.weight[keep],
+        rgb=store.rgb[keep],
+        colored=store.colored[keep],
+        d=store.d[rays],
+        offsets=offsets,
+        ray_rgb=store.ray_rgb[rays],
+        ray_opacity=store.ray_opacity[rays],
+        ray_depth=store.ray_depth[rays],
+        free_x=free_x,
+        free_sigma=store.ask_density(free_x),
+        teacher=store.teacher,
+    )

@@ -1,0 +1,72 @@
+"""How long each stage may take, how the learning rate falls, and when a stage has nothing left to give."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from pvdconvert.errors import UsageError
+from pvdconvert.field import Stage
+
+SHARES = {Stage.FEATURES: 0.04, Stage.DENSITY: 0.10, Stage.COLOR: 0.36, Stage.RENDER: 0.50}
+"""Share of the distillation budget that each stage may use. What an early stage leaves goes to the later ones."""
+
+WARMUP = 12
+"""Steps of rising rate at the start of a stage; they also measure what a step costs."""
+
+FINAL = 0.02
+"""The learning rate at the end, as a share of its peak."""
+
+PATIENCE = 0.02
+"""An early stage ends when a fifth of its steps improve its held-out loss by less than this share."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """Steps that reproduce a run bit for bit: ``labels=12;density=90/120;...`` (steps run / steps planned)."""
+
+    labels: int
+    stages: tuple[tuple[str, int, int], ...]
+
+    def __str__(self) -> str:
+        return ";".join([f"labels={self.labels}", *(f"{name}={run}/{planned}" for name, run, planned in self.stages)])
+
+    @classmethod
+    def parse(cls, text: str) -> Replay:
+        """Raises UsageError where ``text`` is not what a report's ``replay`` says."""
+        try:
+            labels, stages = 0, []
+            for part in text.split(";"):
+                name, _, value = part.partition("=")
+                if name == "labels":
+                    labels = int(value)
+                else:
+                    run, _, planned = value.partition("/")
+                    stages.append((name, int(run), int(planned or run)))
+                    if stages[-1][1] < 0 or stages[-1][2] < stages[-1][1]:
+                        raise ValueError(part)
+            if labels < 1:
+                raise ValueError("labels")
+        except ValueError as error:
+            raise UsageError(
+                f"steps {text!r} are not a replay: {error}", hint="copy 'replay' from a report"
+            ) from error
+        return cls(labels, tuple(stages))
+
+
+def rate(progress: float, step: int) -> float:
+    """The learning rate's factor at ``progress`` in [0, 1] of the whole distillation, ``step`` of the stage."""
+    cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, max(0.0, progress))))
+    return (FINAL + (1.0 - FINAL) * cosine) * min(1.0, (step + 1) / WARMUP)
+
+
+class Plateau:
+    """Watches a held-out loss; says when it has stopped falling."""
+
+    def __init__(self, patience: float = PATIENCE) -> None:
+        self.patience = patience
+        self.last: float | None = None
+
+    def reached(self, loss: float) -> bool:
+        previous, self.last = self.last, loss
+        return previous is not None and loss > previous * (1.0 - self.patience)

@@ -1,0 +1,140 @@
+"""A path -> a field with its scene. Torch is imported only once the file has been recognised."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pvdconvert import registry as registries
+from pvdconvert.errors import DeviceError, InputError, RequestError
+from pvdconvert.identify import Candidate, Identified, identify
+from pvdconvert.plugin import LazyTensor, Parts, ReadOptions
+from pvdconvert.scene import Scene
+
+if TYPE_CHECKING:
+    import torch
+
+    from pvdconvert.field import RadianceField
+
+MAX_TENSOR_BYTES = 1 << 36
+
+
+@dataclasses.dataclass
+class Loaded:
+    """A field and where it came from. ``sha256`` is that of the file (of the files, in order, for a folder)."""
+
+    field: RadianceField
+    scene: Scene
+    parts: Parts
+    format: str
+    architecture: str
+    candidates: tuple[Candidate, ...]
+    sha256: str
+    path: Path | None
+    bytes: int
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.parts.notes
+
+
+def read_parts(
+    path: Path, *, from_: str | None = None, read: ReadOptions | None = None, registry: registries.Registry | None = None
+) -> tuple[Identified, Parts]:
+    """Recognise ``path`` by content and take it apart; tensors stay in the file. Imports no torch."""
+    registry = registry or registries.default()
+    found = identify(path, from_, registry)
+    try:
+        return found, registry.format(found.format).read(found.manifest, read or ReadOptions())
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"{path}: format {found.format!r} cannot read it: {type(error).__name__}: {error}",
+            hint="pvdconvert inspect shows what the file holds",
+        ) from error
+
+
+def to_torch(tensors: Mapping[str, LazyTensor], where: str) -> dict[str, torch.Tensor]:
+    """Read every tensor. Raises RequestError that names the first key with values that are not numbers."""
+    import torch
+
+    out = {}
+    for name, lazy in tensors.items():
+        count = int(np.prod(lazy.shape, dtype=np.float64)) if lazy.shape else 1
+        if count * 4 > MAX_TENSOR_BYTES:
+            raise RequestError(f"{where}: tensor {name!r} of shape {lazy.shape} is too large to load")
+        array = lazy.numpy()
+        if array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
+            raise RequestError(
+                f"{where}: tensor {name!r} holds NaN or infinity", hint="the training that wrote it diverged"
+            )
+        if array.dtype.kind not in "fiub":
+            raise InputError(f"{where}: tensor {name!r} has the unusable type {array.dtype}")
+        out[name] = torch.from_numpy(np.array(array, copy=True, order="C"))
+    return out
+
+
+def open_field(
+    path: str | Path,
+    *,
+    from_: str | None = None,
+    read: ReadOptions | None = None,
+    device: str = "cpu",
+    registry: registries.Registry | None = None,
+) -> Loaded:
+    """Open a checkpoint as a field that answers density and colour.
+
+    from_   force a format; else it is recognised by content
+    read    what the file does not say (:class:`pvdconvert.plugin.ReadOptions`)
+    device  "cpu", "cuda:0", ...
+
+    Raises InputError, UnknownError, UnsafeError, PluginError, RequestError (weights that are not numbers), DeviceError.
+    """
+    path = Path(path)
+    registry = registry or registries.default()
+    found, parts = read_parts(path, from_=from_, read=read, registry=registry)
+    architecture = registry.architecture(parts.architecture)
+    tensors = to_torch(parts.tensors, str(path))
+    try:
+        field = architecture.load(dict(parts.config), tensors, parts.scene)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: plugin {parts.architecture!r} cannot load it: {type(error).__name__}: {error}",
+            hint="pvdconvert inspect shows what the file holds",
+        ) from error
+    return Loaded(
+        field=to_device(field, device).eval().requires_grad_(False),
+        scene=parts.scene,
+        parts=parts,
+        format=found.format,
+        architecture=parts.architecture,
+        candidates=tuple(found.candidates),
+        sha256=found.manifest.sha256(),
+        path=path,
+        bytes=int(found.manifest.size),
+    )
+
+
+def choose_device(name: str) -> str:
+    """ "auto" -> the GPU if there is one. Raises DeviceError where ``name`` is not there."""
+    import torch
+
+    if name == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise DeviceError(f"device {name!r}: this torch sees no CUDA device", hint="--device cpu")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise DeviceError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}", hint="--device cpu") from error
+    return name
+
+
+def to_device(field: RadianceField, device: str) -> RadianceField:
+    return field if device == "cpu" else field.to(device)

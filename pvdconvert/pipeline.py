@@ -1,0 +1,401 @@
+"""The main road: read -> occupancy -> label -> plan -> project -> distil -> validate -> write."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pvdconvert import __version__
+from pvdconvert import registry as registries
+from pvdconvert.cameras import load_transforms
+from pvdconvert.distill import resume as resuming
+from pvdconvert.distill.distiller import Distiller, Position, Stopped
+from pvdconvert.distill.label import focus, label, visible_cells
+from pvdconvert.distill.schedule import Replay
+from pvdconvert.distill.store import Store
+from pvdconvert.errors import DeviceError, Interrupted, QualityError, RequestError, UsageError
+from pvdconvert.field import FunctionField, RadianceField, Stage
+from pvdconvert.loading import Loaded, choose_device, open_field, to_device
+from pvdconvert.metrics import QUICK_COUNT, QUICK_SIZE, Fidelity, ReferenceViews
+from pvdconvert.metrics import views as reference_views
+from pvdconvert.plugin import ArrayTensor, Parts, ReadOptions, TeacherFacts
+from pvdconvert.prepare import Prepared, prepare
+from pvdconvert.progress import Progress, Silent
+from pvdconvert.render.occupancy import Occupancy
+from pvdconvert.report import Report, StageReport
+from pvdconvert.scene import Box, Scene
+from pvdconvert.settings import BEST_CYCLE, BEST_GAIN, Settings, parse_sets
+from pvdconvert.writing import check_target, write_checked
+
+__all__ = ["Loaded", "Prepared", "convert", "open_field", "prepare"]
+
+MAX_SAMPLES = 6_000_000
+QUICK_SEED = 41
+LABEL_SHARE = 0.22
+Teacher = Path | str | RadianceField | Loaded | tuple[Callable[..., Any], Callable[..., Any]]
+
+
+def as_loaded(source: Teacher, box: Box | None, scene: Scene | None, **options: Any) -> Loaded:
+    """Any kind of teacher as a :class:`Loaded`; bare functions and fields need a ``box`` or a ``scene``."""
+    if isinstance(source, Loaded):
+        return source
+    if isinstance(source, str | Path):
+        return open_field(source, **options)
+    if scene is None:
+        if box is None:
+            raise UsageError("a teacher made of functions needs box=Box(min, max) or scene=Scene(...)")
+        scene = Scene(box)
+    field = source if isinstance(source, RadianceField) else FunctionField(*source)
+    parts = Parts("function", {}, {}, scene)
+    return Loaded(to_device(field, options["device"]), scene, parts, "function", "function", (), "", None, 0)
+
+
+def convert(
+    source: Teacher,
+    to: str,
+    *,
+    out: str | Path | None = None,
+    from_: str | None = None,
+    as_: str | None = None,
+    preset: str = "balanced",
+    budget: float | None = None,
+    max_mb: float | None = None,
+    sets: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    cameras: str | Path | None = None,
+    read: ReadOptions | None = None,
+    box: Box | None = None,
+    scene: Scene | None = None,
+    min_psnr: float | None = None,
+    steps: str | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    resume: bool = False,
+    validate: bool = True,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    registry: registries.Registry | None = None,
+) -> Report:
+    """Convert ``source`` into architecture ``to`` and write it to ``out`` (nothing is written without it).
+
+    source    a path, a loaded field, a RadianceField, or two functions ``(density, color)`` with ``box`` or ``scene``:
+              ``density(x [N,3]) -> [N]`` per world unit, ``color(x [N,3], d [N,3]) -> [N,3]`` in [0, 1]
+    as_       output layout; None = safetensors
+    budget    seconds for the whole conversion; None = the preset's
+    steps     a report's ``replay``: run exactly these steps, whatever the clock says
+    min_psnr  dB by ``fidelity/1``; below it nothing is written and QualityError is raised
+    resume    go on from ``OUT.resume/`` that an interrupted run left
+    stop      asked after every step; true interrupts the run in a resumable state
+
+    Returns the report. Raises the errors of :mod:`pvdconvert.errors`.
+    """
+    run = _Run(
+        Settings(to, preset, budget, max_mb, parse_sets(sets or {}), seed, device, as_, min_psnr, steps),
+        Path(out) if out is not None else None,
+        progress or Silent(),
+        registry or registries.default(),
+        stop,
+    )
+    try:
+        run.check(force=force, resume=resume)
+        loaded = as_loaded(source, box, scene, from_=from_, read=read, device=run.device, registry=run.registry)
+        if cameras is not None:
+            own = load_transforms(Path(cameras))
+            loaded = dataclasses.replace(loaded, scene=dataclasses.replace(loaded.scene, cameras=own))
+        return run.convert(loaded, dry_run=dry_run, resume=resume, validate=validate)
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(f"out of memory on {run.device}", hint="--device cpu, or a smaller --preset") from error
+    except MemoryError as error:
+        raise DeviceError("out of memory", hint="a smaller --preset or --max-mb") from error
+    finally:
+        run.progress.close()
+
+
+class _Run:
+    """One conversion."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        out: Path | None,
+        progress: Progress,
+        registry: registries.Registry,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.settings, self.out, self.progress, self.registry, self.stop = settings, out, progress, registry, stop
+        self.report = Report(settings=settings.to_json())
+        self.begin, self.cpu = time.perf_counter(), time.process_time()
+        self.device = "cpu"
+        self.layout = ""
+
+    def check(self, *, force: bool, resume: bool) -> None:
+        """Refuse what cannot work, before any work."""
+        s = self.settings
+        self.architecture = self.registry.architecture(s.to)
+        self.layout = s.layout or self.registry.native()
+        spec = self.registry.formats().get(self.layout)
+        code = self.registry.format(self.layout)
+        if spec is not None and not spec.spec.can_write:
+            raise UsageError(f"format {self.layout!r} is read-only", hint="pvdconvert formats lists those that write")
+        if spec is not None and "*" not in spec.spec.architectures and s.to not in spec.spec.architectures:
+            held = ", ".join(spec.spec.architectures)
+            raise UsageError(f"format {self.layout!r} cannot hold {s.to!r}", hint=f"it holds: {held}")
+        self.limits = code.limits(s.to)
+        self.replay = None if s.steps is None else Replay.parse(s.steps)
+        if self.out is not None:
+            check_target(self.out, force=force)
+        if resume and (self.out is None or not resuming.folder(self.out).is_dir()):
+            raise UsageError(f"nothing to resume beside {self.out}", hint="start without --resume")
+        self.device = choose_device(s.device)
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.begin
+
+    def convert(self, loaded: Loaded, *, dry_run: bool, resume: bool, validate: bool) -> Report:
+        s, report = self.settings, self.report
+        report.dry_run = dry_run
+        report.notes += list(loaded.notes)
+        report.notes += [f"assumed, not in the file: {name}" for name in loaded.scene.assumed]
+        report.source = {
+            "path": None if loaded.path is None else str(loaded.path),
+            "format": loaded.format,
+            "architecture": loaded.architecture,
+            "bytes": loaded.bytes,
+            "sha256": loaded.sha256,
+            "reason": next((c.reason for c in loaded.candidates if c.format == loaded.format), ""),
+        }
+        if loaded.architecture == s.to and not s.sets and s.max_mb is None and not self._limits_change(loaded):
+            return self._transcode(loaded)
+        prepared = prepare(
+            loaded.field,
+            loaded.scene,
+            device=self.device,
+            seed=s.seed,
+            seconds=min(6.0, 0.1 * s.seconds),
+            progress=self.progress,
+        )
+        report.notes.append(f"occupancy: {prepared.check}")
+        return self._distil(loaded, prepared, dry_run, resume, validate)
+
+    def _limits_change(self, loaded: Loaded) -> bool:
+        return any(loaded.parts.config.get(k) != v for k, v in self.limits.fixed.items())
+
+    # -- the same architecture: only the layout changes --------------------------------------------------------------
+
+    def _transcode(self, loaded: Loaded) -> Report:
+        self.report.plan = {"kind": "transcode", "config": dict(loaded.parts.config)}
+        self.report.stages.append(StageReport("transcode", note="same architecture: re-laid out, nothing trained"))
+        if not self.report.dry_run:
+            self._write(loaded.field, loaded.scene, loaded)
+        return self._finish()
+
+    # -- distillation ------------------------------------------------------------------------------------------------
+
+    def _distil(self, loaded: Loaded, prepared: Prepared, dry_run: bool, resume: bool, validate: bool) -> Report:
+        s, report = self.settings, self.report
+        seconds = s.seconds
+        state = resuming.load(resuming.folder(self.out), s, loaded.sha256) if resume and self.out else None
+        clock = time.perf_counter()
+        quick = self._reference(prepared, count=QUICK_COUNT, size=QUICK_SIZE, seed=QUICK_SEED)
+        # What the final validation will cost: 16 views of four times the pixels.
+        reserve = min(0.3 * seconds, 16 * (time.perf_counter() - clock)) if validate else 0.0
+        store, batches = self._labels(prepared, 0.05 * seconds if dry_run else LABEL_SHARE * seconds, state)
+        cells = visible_cells(store)
+        facts = TeacherFacts(
+            scene=loaded.scene,
+            occupied_box=cells.box,
+            occupied_cells=prepared.occupancy.count,
+            surface_cells=cells.count,
+            cell=cells.cell,
+            architecture=loaded.architecture,
+            config=loaded.parts.config,
+        )
+        config = state.config if state else self.architecture.plan(facts, s.as_budget(), self.limits, s.sets)
+        report.plan = {
+            "kind": "distil",
+            "config": config,
+            "occupied_box": prepared.box.to_json(),
+            "surface_cells": cells.count,
+            "step": prepared.step,
+            "samples": len(store),
+            "rays": store.rays,
+            "seconds": None if self.replay else seconds,
+        }
+        student = to_device(self.architecture.build(config, loaded.scene, s.seed), self.device).train()
+        student.restrict(cells)
+        report.target = {"architecture": s.to, "config": config, "bytes": _bytes(self.architecture.save(student)[1])}
+        if dry_run:
+            return self._finish()
+        store = focus(store, cells, s.seed)
+        views = _Views(quick, student, cells)
+        distiller = Distiller(
+            self.architecture, student, store, seed=s.seed, progress=self.progress, evaluate=views, stop=self._stop
+        )
+        if state is None:
+            self._project(student, store, seconds, views)
+        else:
+            student = state.restore(distiller, self.architecture, loaded.scene)
+            views.student = student
+            report.stages += state.reports
+            seconds = max(0.0, seconds - state.elapsed)
+        try:
+            self._stages(distiller, max(1.0, seconds - self.elapsed() - reserve), views, batches)
+        except Stopped:
+            self._interrupt(distiller, config, loaded, batches, cells)
+        report.stages += distiller.reports
+        fidelity = self._validate(prepared, student.eval(), cells) if validate else None
+        if fidelity is not None:
+            report.fidelity = fidelity.to_json()
+            if s.min_psnr is not None and fidelity.psnr < s.min_psnr:
+                raise QualityError(
+                    f"fidelity {fidelity.psnr:.2f} dB is below the {s.min_psnr:g} dB asked for; nothing was written",
+                    hint="a longer --budget or a larger --preset",
+                )
+        self._write(student, loaded.scene, loaded)
+        if self.out is not None:
+            resuming.remove(self.out)
+        return self._finish()
+
+    def _stop(self) -> bool:
+        return self.stop()
+
+    def _labels(self, prepared: Prepared, seconds: float, state: resuming.State | None) -> tuple[Store, int]:
+        self.progress.stage("labels", seconds)
+        clock = time.perf_counter()
+        fixed = state.labels if state else self.replay.labels if self.replay else None
+        store, batches = label(
+            prepared.field,
+            prepared.scene,
+            prepared.occupancy,
+            step=prepared.step,
+            seconds=seconds,
+            max_samples=MAX_SAMPLES,
+            batches=fixed,
+            seed=self.settings.seed,
+            cameras=prepared.scene.cameras,
+            progress=self.progress,
+            device=prepared.device,
+        )
+        note = f"{store.rays} rays with {len(store)} samples, asked once"
+        self.report.stages.append(StageReport("labels", batches, batches, time.perf_counter() - clock, note=note))
+        return store, batches
+
+    def _project(self, student: RadianceField, store: Store, seconds: float, views: _Views) -> None:
+        self.progress.stage("projection", None)
+        before = views()
+        clock = time.perf_counter()
+        line = self.architecture.project(student, store, 0.15 * seconds)
+        if line is None:
+            return
+        spent = time.perf_counter() - clock
+        after = views()
+        self.progress.note(f"preview after projection: {after:.2f} dB ({line})")
+        self.report.stages.append(StageReport("projection", 1, 1, spent, before, after, line))
+
+    def _stages(self, distiller: Distiller, seconds: float, views: _Views, batches: int) -> None:
+        if self.replay is not None:
+            named = {name: (run, planned) for name, run, planned in self.replay.stages}
+            distiller.run(0.0, steps=named)
+            for name, (run, planned) in named.items():
+                if name.startswith("polish"):
+                    distiller.polish(name, 0.0, (run, planned))
+        else:
+            distiller.run(seconds)
+            for cycle in range(1, self.settings.cycles + 1):
+                report = distiller.polish(f"polish-{cycle}", BEST_CYCLE, None)
+                gain = (report.psnr_after or 0.0) - (report.psnr_before or 0.0)
+                if gain < BEST_GAIN:
+                    break
+        ran = [(r.name, r.steps, r.planned) for r in distiller.reports if r.planned]
+        self.report.replay = str(Replay(batches, tuple(ran)))
+
+    def _interrupt(
+        self, distiller: Distiller, config: dict[str, Any], loaded: Loaded, batches: int, cells: Occupancy
+    ) -> None:
+        at: Position = distiller.position
+        stage = tuple(Stage)[min(at.stage, len(Stage) - 1)]
+        where = f"stopped in stage {stage} after {at.step} steps"
+        if self.out is None:
+            raise Interrupted(where, hint="without an output file there is nothing to resume")
+        reports = [r for r in self.report.stages if r.name != "labels"] + distiller.reports
+        resuming.save(
+            resuming.folder(self.out),
+            self.settings,
+            loaded.sha256,
+            config,
+            distiller,
+            self.architecture,
+            batches,
+            reports,
+            self.elapsed(),
+        )
+        raise Interrupted(where, hint=f"the same command with --resume goes on from {resuming.folder(self.out)}")
+
+    def _reference(self, prepared: Prepared, **options: Any) -> ReferenceViews:
+        return reference_views(
+            prepared.field,
+            prepared.scene,
+            occupancy=prepared.occupancy,
+            box=prepared.box,
+            step=prepared.step,
+            **options,
+        )
+
+    def _validate(self, prepared: Prepared, student: RadianceField, cells: Occupancy) -> Fidelity:
+        views = self._reference(prepared, progress=self.progress)
+        return views.compare(student, cells, progress=self.progress)
+
+    def _write(self, field: RadianceField, scene: Scene, loaded: Loaded) -> None:
+        config, tensors = self.architecture.save(field)
+        bad = [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+        if bad:
+            raise RequestError(f"the student's tensor {bad[0]!r} is not a number", hint="try another --seed")
+        provenance = {
+            "tool": f"pvdconvert {__version__}",
+            "teacher": {k: self.report.source[k] for k in ("format", "architecture", "sha256")},
+            "settings": {k: v for k, v in self.settings.to_json().items() if k != "device"},
+            "replay": self.report.replay,
+            "fidelity": self.report.fidelity,
+            "earlier": dict(loaded.parts.provenance),
+        }
+        arrays = {k: ArrayTensor(v.detach().cpu().contiguous().numpy()) for k, v in tensors.items()}
+        parts = Parts(self.settings.to, config, arrays, scene, provenance)
+        target = {"architecture": self.settings.to, "format": self.layout, "config": config}
+        if self.out is not None:
+            self.progress.stage("writing", None)
+            target["bytes"] = write_checked(parts, self.out, self.layout, self.registry)
+            target["path"] = str(self.out)
+        else:
+            target["bytes"] = _bytes(tensors)
+        self.report.target = target
+        self.field = field
+
+    def _finish(self) -> Report:
+        self.report.seconds = self.elapsed()
+        self.report.cpu_seconds = time.process_time() - self.cpu
+        self.report.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return self.report
+
+
+class _Views:
+    """The quick held-out score of a student: called by the stages."""
+
+    def __init__(self, views: ReferenceViews, student: RadianceField, cells: Occupancy) -> None:
+        self.views, self.student, self.cells = views, student, cells
+
+    def __call__(self) -> float:
+        was = self.student.training
+        score = self.views.compare(self.student.eval(), self.cells).psnr
+        self.student.train(was)
+        return float(score)
+
+
+def _bytes(tensors: Mapping[str, torch.Tensor]) -> int:
+    return sum(v.numel() * v.element_size() for v in tensors.values())
