@@ -1,36 +1,40 @@
-"""TensoRF's vector-matrix field (arXiv 2203.09517; layouts 3.2, 3.3), as teacher and as student."""
+"""The architecture ``tensorf``: plans, files and projection of :class:`TensorfField`."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from pvdconvert.errors import InputError, RequestError
 from pvdconvert.field import RadianceField
-from pvdconvert.nn.frequency import frequency_encode
+from pvdconvert.kernels.planes import AXES, PAIRS
 from pvdconvert.nn.mask import Mask
-from pvdconvert.nn.mlp import MLP
-from pvdconvert.nn.planes import VectorMatrix, truncated_exp
-from pvdconvert.nn.sh import sh_basis
+from pvdconvert.nn.planes import resample_mode
 from pvdconvert.plugin import ArchitectureBase, Budget, Config, Limits, TeacherFacts
 from pvdconvert.scene import Box, Scene
+from pvdconvert.solve.als import corners, scatter, vm_als
+from pvdconvert_plugins.tensorf_field import TensorfField
 from pvdconvert_plugins.tensorf_spec import TensorfOptions, megabytes, parse
 
-ROWS = 1 << 14
-"""Rows a chunk of colour when no gradient is recorded: what is in flight then stays in the cache."""
-
+if TYPE_CHECKING:
+    from pvdconvert.distill.store import Store
 
 LONGEST = {"fast": 144, "balanced": 288, "best": 400}
 """Vertices along the longest axis of the occupied box, by preset."""
 SMALLEST = 16
 EMPTY = 0.01
 """Optical thickness of one voxel where the components are 0: as good as empty, yet with a gradient that can fill it."""
+SWEEPS = 5
+FLOPS_RATE = 3e10
+"""Floating-point operations of a teacher, and below vertices solved, in a second on two plain cores."""
+ALS_RATE = 1e6
+SCATTERED = 128
+"""Longest side of the grid to which samples are spread."""
 STUDENT: Config = {
     "density_ranks": [16, 16, 16],
     "color_ranks": [48, 48, 48],
@@ -44,116 +48,6 @@ STUDENT: Config = {
     "density_activation": "exp",
     "density_scale": 1.0,
 }
-
-
-class TensorfField(RadianceField):
-    """Density and colour features are sums and lists of plane x line products; ``latent`` is the position itself."""
-
-    low: Tensor
-    size: Tensor
-
-    def __init__(self, options: TensorfOptions, scene: Scene, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        self.options = options
-        self.box = scene.box if options.box is None else Box.from_json(options.box)
-        self.register_buffer("low", torch.tensor(self.box.min), persistent=False)
-        self.register_buffer("size", torch.tensor(self.box.size), persistent=False)
-        n, features = options.resolution, options.color_features
-        self.density_grid = VectorMatrix(n, options.density_ranks, generator=generator)
-        self.color_grid = VectorMatrix(n, options.color_ranks, generator=generator)
-        # He-uniform like the heads that follow; the products it mixes are small.
-        self.basis = MLP((sum(options.color_ranks), features), bias=False, generator=generator)
-        self.head: MLP | None = None
-        if options.shading == "mlp":
-            widths = [self._fea_width() + self._view_width(), *[options.mlp_width] * (options.mlp_layers - 1), 3]
-            self.head = MLP(widths, bias=True, generator=generator)
-        self.feature_width = 1 + features
-        self.flops_per_point = 12.0 * sum(options.density_ranks) + 50.0
-
-    def _fea_width(self) -> int:
-        return self.options.color_features * (1 + 2 * self.options.fea_pe)
-
-    def _view_width(self) -> int:
-        o = self.options
-        return o.view_bands**2 if o.view_encoding == "sh" else 3 + 6 * o.view_pe
-
-    def encode(self, x: Tensor) -> Tensor:
-        return x
-
-    def unit(self, x: Tensor) -> Tensor:
-        """``x`` [N, 3] in the unit cube of the box; outside of it beyond [0, 1]."""
-        return (x - self.low) / self.size
-
-    def inside(self, x: Tensor, x01: Tensor) -> Tensor:
-        """[N] bool: in the box and the mask."""
-        inside = ((x01 >= 0) & (x01 <= 1)).all(-1)
-        return inside if self.mask is None else inside & self.mask.inside(x)
-
-    def density(self, latent: Tensor) -> Tensor:
-        x01 = self.unit(latent)
-        where = self.inside(latent, x01).nonzero().squeeze(1)
-        if len(where) == len(latent):
-            return self.activate(self.density_grid.sum(x01))
-        return latent.new_zeros(len(latent)).index_put((where,), self.activate(self.density_grid.sum(x01[where])))
-
-    def activate(self, raw: Tensor) -> Tensor:
-        """Density per world unit from sums of components."""
-        o = self.options
-        if o.density_activation == "exp":
-            return o.density_scale * truncated_exp(raw + o.density_shift)
-        if o.density_activation == "relu":
-            return o.density_scale * F.relu(raw)
-        return o.density_scale * F.softplus(raw + o.density_shift)
-
-    def color_features(self, x01: Tensor) -> Tensor:
-        """[N, color_features] at ``x01`` [N, 3]."""
-        out: Tensor = self.basis(self.color_grid.features(x01))
-        return out
-
-    def color(self, latent: Tensor, d: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or len(latent) <= ROWS:
-            return self._color(latent, d)
-        return torch.cat([self._color(x, v) for x, v in zip(torch.split(latent, ROWS), torch.split(d, ROWS))])
-
-    def _color(self, x: Tensor, d: Tensor) -> Tensor:
-        o = self.options
-        features = self.color_features(self.unit(x))
-        if self.head is not None:
-            return self._shade(self.head, features, d)
-        raw = sh_basis(d, o.bands) @ features.view(-1, 3, o.bands**2).transpose(1, 2)
-        return raw.sigmoid() if o.color_activation == "sigmoid" else F.relu(raw + 0.5)
-
-    def _shade(self, head: MLP, features: Tensor, d: Tensor) -> Tensor:
-        """The first layer is split: its position part is paid once, whatever the number of directions."""
-        o, first = self.options, head.layers[0]
-        assert isinstance(first, nn.Linear)
-        n, k, _ = d.shape
-        if o.view_encoding == "sh":
-            view, plain = sh_basis(d, o.view_bands), o.view_bands**2
-        else:
-            view, plain = _waves(d.reshape(-1, 3), o.view_pe).view(n, k, -1), 3
-        sizes = [o.color_features, plain, 2 * o.fea_pe * o.color_features, view.shape[-1] - plain]
-        fea, direct, fea_waves, view_waves = torch.split(first.weight, sizes, dim=1)
-        hidden = F.linear(_waves(features, o.fea_pe), torch.cat([fea, fea_waves], dim=1), first.bias)
-        hidden = hidden[:, None, :] + F.linear(view, torch.cat([direct, view_waves], dim=1))
-        for layer in list(head.layers)[1:]:
-            hidden = layer(F.relu_(hidden))
-        return hidden.sigmoid()
-
-    def features(self, latent: Tensor) -> Tensor:
-        """[N, 1 + color_features]: the sum before the density activation, then the colour features."""
-        x01 = self.unit(latent)
-        return torch.cat([self.density_grid.sum(x01)[:, None], self.color_features(x01)], dim=1)
-
-    def upsample(self, resolution: tuple[int, int, int]) -> None:
-        """Interpolate planes and lines to another ``resolution``: new parameters, so optimisers must be made anew."""
-        self.density_grid.resample(resolution)
-        self.color_grid.resample(resolution)
-        self.options = dataclasses.replace(self.options, resolution=resolution)
-
-
-def _waves(x: Tensor, octaves: int) -> Tensor:
-    return frequency_encode(x, octaves, order="channel-major") if octaves else x
 
 
 class Tensorf(ArchitectureBase):
@@ -248,6 +142,49 @@ class Tensorf(ArchitectureBase):
             {"params": list(field.color_grid.parameters()), "lr": 2e-2, "name": "colour planes"},
             {"params": heads, "lr": 2e-3, "name": "colour network"},
         ]
+
+    @torch.no_grad()
+    def project(self, field: RadianceField, store: Store, seconds: float) -> str | None:
+        """Log-density (or what the activation makes of it) by least squares over the vertices that samples touch.
+
+        The teacher is asked at those vertices if that is cheap, on a coarser grid if need be; otherwise the store's own
+        samples are spread to vertices. Costs are estimated, not measured: the same call gives the same field.
+        """
+        assert isinstance(field, TensorfField)
+        x, sigma = torch.cat([store.x, store.free_x]), torch.cat([store.sigma, store.free_sigma])
+        x01 = field.unit(x)
+        inside = ((x01 >= 0) & (x01 <= 1)).all(-1)
+        x, x01, sigma = x[inside], x01[inside], sigma[inside]
+        if not len(x):
+            return None
+        o = field.options
+        affordable = seconds * min(0.5 * FLOPS_RATE / store.teacher.flops_per_point, 0.5 * ALS_RATE / SWEEPS)
+        for scale in (1.0, 0.8, 0.64, 0.5):
+            shape = [max(2, round(scale * v)) for v in o.resolution]
+            index = corners(x01, shape)
+            if len(index) <= affordable:
+                last = torch.tensor(shape, device=x.device) - 1
+                where = (index / last * field.size + field.low).float()
+                values, limit = field.inverse(store.ask_density(where))
+                weights, how = None, "asked at the vertices"
+                break
+        else:
+            shape = [max(2, round(min(1.0, SCATTERED / max(o.resolution)) * v)) for v in o.resolution]
+            index, values, weights = scatter(x01, field.inverse(sigma)[0], shape)
+            low, high = field.inverse(torch.tensor([0.0, math.inf], device=x.device))[0]
+            limit = (values >= high - 1e-3).to(torch.int8) - (values <= low + 1e-3).to(torch.int8)
+            how = "spread from the samples"
+            weights = weights.clamp(max=4.0)
+        generator = torch.Generator().manual_seed(0)
+        fit = vm_als(
+            index, values, shape, o.density_ranks, sweeps=SWEEPS, weights=weights, limit=limit, generator=generator
+        )
+        for i, ((a, b), c) in enumerate(zip(PAIRS, AXES)):
+            n = o.resolution
+            fit.planes[i], fit.lines[i] = resample_mode(fit.planes[i], fit.lines[i], n[a], n[b], n[c])
+        field.density_grid.assign(fit.planes, fit.lines)
+        size = f"{len(index)} vertices of {'x'.join(str(v) for v in shape)}, {how}"
+        return f"density by {SWEEPS} sweeps of masked least squares over {size}: rms error {fit.error:.3f}"
 
 
 def _linear(field: TensorfField) -> dict[str, Tensor]:

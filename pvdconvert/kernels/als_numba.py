@@ -108,5 +108,6 @@ def update(
     """See ``_update_torch`` in :mod:`pvdconvert.solve.als`; every array contiguous, ``solved`` and ``fit`` in place."""
     threads = max(1, min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS)))  # type: ignore[attr-defined]
     numba.set_num_threads(threads)
-    arrays = (fixed, fixed_row, solved, solved_row, offsets, order, target, weight, limit, fit)
-    _update(*(t.numpy() for t in arrays), ridge, 8 * threads)
+    arrays: list[Any] = [t.numpy() for t in (fixed, fixed_row, solved, solved_row, offsets, order)]
+    points: list[Any] = [t.numpy() for t in (target, weight, limit, fit)]
+    _update(*arrays, *points, ridge, 8 * threads)  # type: ignore[call-arg]

@@ -1,7 +1,7 @@
 """Exact, sparse, masked alternating least squares: the VM decomposition of values known at some vertices of a grid.
 
-The fit is linear in the planes and linear in the lines. Each update solves, for every plane cell (or line entry), its own
-R x R normal equations over the known vertices of that cell only; vertices that are not listed are "don't care".
+The fit is linear in the planes and linear in the lines. Each update solves, for every plane cell (or line entry), its
+own R x R normal equations over the known vertices of that cell only; vertices that are not listed are "don't care".
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def vm_als(
     """Planes and lines whose summed products meet ``values`` [M] at vertices ``index`` [M, 3] of a grid ``shape``.
 
     weights   [M] >= 0, relative
-    limit     [M] int8: 0 meet the value; -1 be at most the value; +1 be at least the value (targets cut off at a floor or
-              ceiling say no more than that)
+    limit     [M] int8: 0 meet the value; -1 be at most the value; +1 be at least the value (targets cut off at a floor
+              or ceiling say no more than that)
     ridge     Tikhonov weight on all factors, per vertex of mean weight: settles cells with fewer vertices than ranks
 
     Deterministic for a seeded ``generator``. Memory: about 60 bytes a vertex beside the factors.
@@ -95,7 +95,7 @@ Groups = tuple[Tensor, Tensor, Tensor]
 
 
 def _group(key: Tensor) -> Groups:
-    """(rows [U], offsets [U + 1], order [M]): the vertices of row ``rows[u]`` are ``order[offsets[u]:offsets[u + 1]]``."""
+    """(rows [U], offsets [U + 1], order [M]): ``order[offsets[u]:offsets[u + 1]]`` are the vertices of ``rows[u]``."""
     ordered, order = key.sort(stable=True)
     rows, counts = torch.unique_consecutive(ordered, return_counts=True)
     offsets = torch.zeros(len(rows) + 1, dtype=torch.int64, device=key.device)
@@ -171,3 +171,46 @@ def _update_torch(
             m = order[part : min(part + POINTS, end)]
             g = group[part - begin : part - begin + len(m)]
             fit[m] += (fixed[fixed_row[m]].double() * change[g]).sum(1).float()
+
+
+def corners(x01: Tensor, shape: Sequence[int]) -> Tensor:
+    """The vertices [M, 3] int64, in order, of the cells of a unit-cube grid ``shape`` that hold some of ``x01`` [N, 3]."""
+    n = torch.tensor([int(v) for v in shape], device=x01.device)
+    low = _lower(x01, n)
+    seen = torch.zeros(int(n.prod()), dtype=torch.uint8, device=x01.device)
+    for corner in range(8):
+        seen[_flat(low, n, corner)] = 1
+    return _unflat(seen.nonzero().squeeze(1), n)
+
+
+def scatter(x01: Tensor, values: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Trilinearly weighted means of ``values`` [N] at ``x01`` [N, 3] around vertices: vertices [M, 3], means, weights.
+
+    A vertex is listed where its weights sum to half a sample or more.
+    """
+    n = torch.tensor([int(v) for v in shape], device=x01.device)
+    low = _lower(x01, n)
+    part = x01.clamp(0, 1) * (n - 1) - low
+    total = torch.zeros(int(n.prod()), device=x01.device)
+    weight = torch.zeros_like(total)
+    for corner in range(8):
+        upper = torch.tensor([corner >> k & 1 for k in range(3)], device=x01.device, dtype=torch.bool)
+        w = torch.where(upper, part, 1 - part).prod(-1)
+        where = _flat(low, n, corner)
+        weight.index_add_(0, where, w)
+        total.index_add_(0, where, w * values)
+    known = (weight >= 0.5).nonzero().squeeze(1)
+    return _unflat(known, n), total[known] / weight[known], weight[known]
+
+
+def _lower(x01: Tensor, n: Tensor) -> Tensor:
+    return torch.minimum((x01.clamp(0, 1) * (n - 1)).long(), (n - 2).clamp(min=0))
+
+
+def _flat(low: Tensor, n: Tensor, corner: int) -> Tensor:
+    i, j, k = (torch.minimum(low[:, a] + (corner >> a & 1), n[a] - 1) for a in range(3))
+    return (i * n[1] + j) * n[2] + k
+
+
+def _unflat(flat: Tensor, n: Tensor) -> Tensor:
+    return torch.stack([flat // (n[1] * n[2]), flat // n[2] % n[1], flat % n[2]], dim=1)
