@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvdconvert.errors import InputError, RequestError
+from pvdconvert.errors import InputError, RequestError, UsageError
 from pvdconvert.field import RadianceField
 from pvdconvert.kernels.hashgrid_spec import HashGridSpec, growth
 from pvdconvert.nn.hashgrid import HashGrid
@@ -184,6 +184,10 @@ class Ngp(ArchitectureBase):
             config["per_level_scale"] = growth(
                 int(config["levels"]), int(config["base_resolution"]), finest, str(config["index_rule"])
             )
+        try:
+            _spec(_options(config))
+        except InputError as error:
+            raise UsageError(str(error), hint="check --set") from error
         _fit(config, budget, facts, fixed_table="log2_table" in wanted)
         return config
 
