@@ -91,7 +91,9 @@ class Camera:
         )
 
 
-def look_at(position: Sequence[float], target: Sequence[float], up: Sequence[float] = (0.0, 0.0, 1.0)) -> Array:
+def look_at(
+    position: Sequence[float] | Array, target: Sequence[float] | Array, up: Sequence[float] = (0.0, 0.0, 1.0)
+) -> Array:
     """c2w [3, 4] of a camera at ``position`` that looks at ``target``; falls back to +y where ``up`` is degenerate."""
     p, t = np.asarray(position, dtype=np.float64), np.asarray(target, dtype=np.float64)
     back = p - t
@@ -106,7 +108,9 @@ def look_at(position: Sequence[float], target: Sequence[float], up: Sequence[flo
     return np.stack([right, np.cross(back, right), back, p], axis=1)
 
 
-def fit_camera(box: Box, direction: Sequence[float], size: int, *, fill: float = 0.66, fov: float = 0.7) -> Camera:
+def fit_camera(
+    box: Box, direction: Sequence[float] | Array, size: int, *, fill: float = 0.66, fov: float = 0.7
+) -> Camera:
     """A square camera in ``direction`` of the box's centre in which the box fills about ``fill`` of the height.
 
     ``fov`` is the full angle in radians, ``size`` pixels. The eight projected corners are made to fit exactly.
@@ -184,13 +188,18 @@ def load_transforms(path: Path, *, width: int | None = None, height: int | None 
             w, h = both.get("w", width), both.get("h", height)
             if w is None or h is None:
                 w, h = width, height = _image_size(path.parent, str(frame["file_path"]))
-            m = np.asarray(frame["transform_matrix"], dtype=np.float64)[:3, :4]
+            if not 0 < w < float("inf") or not 0 < h < float("inf"):
+                raise InputError(f"{path}: frames[{n}]: the size {w} x {h} is not positive")
+            m = np.asarray(frame["transform_matrix"], dtype=np.float64)
+            m = m[:3, :4] if m.ndim == 2 else m
             if m.shape != (3, 4) or not np.isfinite(m).all():
                 raise InputError(f"{path}: frames[{n}]: transform_matrix is not 4x4 finite numbers")
             if not np.allclose(m[:, :3].T @ m[:, :3], np.eye(3), atol=1e-2):
                 raise InputError(f"{path}: frames[{n}]: transform_matrix is not a rotation and a translation")
-            fx = both.get("fl_x") or 0.5 * w / math.tan(0.5 * float(both["camera_angle_x"]))
-            fy = both.get("fl_y") or (0.5 * h / math.tan(0.5 * both["camera_angle_y"]) if "camera_angle_y" in both else fx)
+            fx = both.get("fl_x") or _focal(w, both["camera_angle_x"])
+            fy = both.get("fl_y") or (_focal(h, both["camera_angle_y"]) if "camera_angle_y" in both else fx)
+            if not 0 < fx < float("inf") or not 0 < fy < float("inf"):
+                raise InputError(f"{path}: frames[{n}]: the focal length {fx} x {fy} is not positive")
             cx, cy = both.get("cx", w / 2), both.get("cy", h / 2)
             c2w = tuple(tuple(map(float, row)) for row in m)
             cameras.append(Camera(int(w), int(h), float(fx), float(fy), float(cx), float(cy), c2w))
@@ -201,11 +210,20 @@ def load_transforms(path: Path, *, width: int | None = None, height: int | None 
     return tuple(cameras)
 
 
+def _focal(pixels: float, angle: float) -> float:
+    """Focal length in pixels; infinite for an angle of nothing."""
+    slope = math.tan(0.5 * float(angle))
+    return 0.5 * pixels / slope if slope else float("inf")
+
+
 def _image_size(folder: Path, name: str) -> tuple[int, int]:
     from PIL import Image
 
     for candidate in (folder / name, folder / f"{name}.png", folder / f"{name}.jpg"):
         if candidate.is_file():
-            with Image.open(candidate) as image:
-                return image.size
+            try:
+                with Image.open(candidate) as image:
+                    return image.size
+            except OSError as error:
+                raise InputError(f"{candidate}: not a readable image", hint="add 'w' and 'h' to the json") from error
     raise InputError(f"{folder / name}: no image there, so the size is unknown", hint="add 'w' and 'h' to the json")

@@ -44,7 +44,9 @@ class Box:
         object.__setattr__(self, "min", _vec3(self.min, "box min"))
         object.__setattr__(self, "max", _vec3(self.max, "box max"))
         if not all(a < b for a, b in zip(self.min, self.max)):
-            raise InputError(f"box {self.min} .. {self.max} is empty", hint="give --bounds as six numbers, min then max")
+            raise InputError(
+                f"box {self.min} .. {self.max} is empty", hint="give --bounds as six numbers, min then max"
+            )
 
     @classmethod
     def cube(cls, half: float, center: Sequence[float] = (0.0, 0.0, 0.0)) -> Box:
@@ -99,6 +101,8 @@ class RaySpace:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RaySpace:
+        if data.get("kind", "world") not in ("world", "ndc"):
+            raise InputError(f"ray space: unknown kind {data['kind']!r}", hint="known: world, ndc")
         return cls(**{f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data})
 
 
@@ -155,12 +159,15 @@ class Scene:
         """Read what :meth:`to_json` wrote. Raises InputError naming the key that is missing or wrong."""
         try:
             background = data.get("background")
+            color_space = data.get("color_space", "srgb")
+            if color_space not in ("srgb", "linear"):
+                raise InputError(f"color space: unknown {color_space!r}", hint="known: srgb, linear")
             return cls(
                 box=Box.from_json(data["box"]),
                 contraction=str(data.get("contraction", "none")),
                 world=tuple(tuple(float(v) for v in row) for row in data.get("world", IDENTITY)),
                 background=None if background is None else _vec3(background, "background"),
-                color_space="linear" if data.get("color_space") == "linear" else "srgb",
+                color_space=color_space,
                 near=_optional(data.get("near")),
                 far=_optional(data.get("far")),
                 step=_optional(data.get("step")),

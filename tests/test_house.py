@@ -19,7 +19,7 @@ REPO = Path(__file__).resolve().parents[1]
 CORE, PLUGINS, FORMATS = REPO / "pvdconvert", REPO / "plugins/pvdconvert_plugins", REPO / "formats/pvdconvert_formats"
 
 # Room -> the rooms that it may import at run time; errors and progress are open to all. Imports for type checkers only
-# are free, but for the command line and the built-ins. "*" is every room of the core except cli.
+# are free, but for the command line and the built-ins. "*" is every room of the core except cli; "a.b" is one module.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "progress": set(),
@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registry": {"plugin"},
     "containers": {"plugin"},
     "identify": {"containers", "plugin", "registry"},
-    "field": {"nn", "render"},
+    "field": {"nn", "render.occupancy"},
     "kernels": {"scene"},
     "nn": {"kernels", "scene"},
     "solve": {"kernels"},
@@ -38,12 +38,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"cameras", "scene"},
     "report": {"metrics", "render"},
     "distill": {"field", "scene", "cameras", "render", "metrics", "plugin", "solve", "kernels"},
+    "loading": {"field", "identify", "plugin", "registry", "scene"},
+    "writing": {"containers", "plugin", "registry"},
     "pipeline": {"*"},
     "testing": {"*"},
     "cli": {"*", "cli"},
     "__init__": {"pipeline"},
     "__main__": {"cli"},
-    "pvdconvert_plugins": {"field", "scene", "plugin", "nn", "solve", "kernels"},
+    "pvdconvert_plugins": {"field", "scene", "plugin", "nn", "solve", "kernels", "render.occupancy"},
     "pvdconvert_formats": {"containers", "scene", "plugin", "cameras"},
 }
 OPEN = {"errors", "progress", "version"}
@@ -115,7 +117,7 @@ def test_rooms_import_only_what_they_may(name: str) -> None:
             allowed = MAY_IMPORT[name] | OPEN | {name}
             if "*" in allowed and first != "cli":
                 continue
-            if first not in allowed:
+            if first not in allowed and ".".join(rest.split(".")[:2]) not in allowed:
                 bad.append(f"{short(path)}:{line}: {name} imports {target}")
     assert not bad, "\n".join(bad)
 
