@@ -39,7 +39,8 @@ class BrickMap:
     @property
     def side(self) -> int:
         """B."""
-        return round(float(self.bricks.shape[1]) ** (1 / 3))
+        side: int = round(self.bricks.size(1) ** (1 / 3))
+        return side
 
     @classmethod
     def from_vertices(cls, vertices: Tensor, shape: tuple[int, int, int], side: int = BRICK) -> BrickMap:

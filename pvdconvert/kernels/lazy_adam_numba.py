@@ -1,0 +1,76 @@
+"""Adam on the rows that a step touched, in one pass: moments, parameters, and the gradient's return to zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import njit, prange
+from numpy.typing import NDArray
+
+FAST = {"contract", "reassoc", "nsz", "arcp"}
+BLOCK = 1024
+Array = NDArray[Any]
+
+
+@njit(parallel=True, cache=True, fastmath=FAST)
+def _mark(grad: Array, touched: Array, parts: int) -> None:
+    rows, width = grad.shape
+    chunk = (rows + parts - 1) // parts
+    for part in prange(parts):
+        for r in range(part * chunk, min(rows, (part + 1) * chunk)):
+            for c in range(width):
+                if grad[r, c] != 0:
+                    touched[r] = 1
+                    break
+
+
+@njit(parallel=True, cache=True, fastmath=FAST)
+def _step(
+    param: Array, grad: Array, m: Array, v: Array, steps: Array, touched: Array,
+    lr: float, b1: float, b2: float, eps: float, parts: int,
+) -> None:  # fmt: skip
+    rows, width = param.shape
+    blocks = (rows + BLOCK - 1) // BLOCK
+    k1, k2 = np.float32(1 - b1), np.float32(1 - b2)
+    # Blocks go round the threads: what a step touches is often one stretch of the table.
+    for part in prange(parts):
+        for block in range(part, blocks, parts):
+            for r in range(block * BLOCK, min(rows, (block + 1) * BLOCK)):
+                if touched[r] == 0:
+                    continue
+                touched[r] = 0
+                steps[r] += 1
+                scale = np.float32(lr / (1 - b1 ** steps[r]))
+                root = np.float32(1 / np.sqrt(1 - b2 ** steps[r]))
+                tiny = np.float32(eps)
+                for c in range(width):
+                    g = grad[r, c]
+                    grad[r, c] = 0
+                    m1 = m[r, c] + k1 * (g - m[r, c])
+                    v1 = v[r, c] + k2 * (g * g - v[r, c])
+                    m[r, c] = m1
+                    v[r, c] = v1
+                    param[r, c] -= scale * m1 / (np.sqrt(v1) * root + tiny)
+
+
+def threads() -> int:
+    """Let numba use as many threads as torch does; returns their number."""
+    n = max(1, min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS)))  # type: ignore[attr-defined]
+    numba.set_num_threads(n)
+    return n
+
+
+def mark(grad: Array, touched: Array) -> None:
+    """Set ``touched`` uint8 [R] where a row of ``grad`` [R, F] is not zero (NaN counts)."""
+    _mark(grad, touched, threads())
+
+
+def step(
+    param: Array, grad: Array, m: Array, v: Array, steps: Array, touched: Array,
+    lr: float, b1: float, b2: float, eps: float,
+) -> None:  # fmt: skip
+    """One Adam step on the touched rows of [R, F] float32 arrays; clears their ``grad`` and ``touched``."""
+    _step(param, grad, m, v, steps, touched, lr, b1, b2, eps, threads())
