@@ -174,7 +174,7 @@ def _update_torch(
 
 
 def corners(x01: Tensor, shape: Sequence[int]) -> Tensor:
-    """The vertices [M, 3] int64, in order, of the cells of a unit-cube grid ``shape`` that hold some of ``x01`` [N, 3]."""
+    """The vertices [M, 3] int64, in order, of those cells of a unit-cube grid that hold some of ``x01`` [N, 3]."""
     n = torch.tensor([int(v) for v in shape], device=x01.device)
     low = _lower(x01, n)
     seen = torch.zeros(int(n.prod()), dtype=torch.uint8, device=x01.device)
