@@ -195,7 +195,7 @@ class Registry:
             entries: dict[str, Entry[S]] = {}
             problems: list[Problem] = []
             clashing: dict[str, list[Origin]] = {}
-            for origin in self._source(group):
+            for origin in sorted(self._source(group), key=lambda o: not o.builtin):
                 if not _allowed(origin):
                     problems.append(Problem(group, origin.name, origin, "disabled by PVDCONVERT_PLUGINS"))
                     continue
@@ -217,7 +217,9 @@ class Registry:
                     del entries[name]
                 for origin in origins[1:] if origins[0].builtin else origins:
                     problems.append(
-                        Problem(group, name, origin, f"name clash between {both}: uninstall one, or set PVDCONVERT_PLUGINS")
+                        Problem(
+                            group, name, origin, f"name clash between {both}: uninstall one, or set PVDCONVERT_PLUGINS"
+                        )
                     )
             self._loaded[group] = (entries, problems)
         return self._loaded[group]
