@@ -1,8 +1,8 @@
 """Entry points -> light specs -> code on first use. Imports no torch.
 
 Built-ins (entry points of the distribution ``pvdconvert``) resolve first and cannot be shadowed. A plugin that fails to
-import is a *problem*, listed with its reason, and breaks nothing else. ``PVDCONVERT_PLUGINS`` limits third parties: unset =
-all, empty = none, a comma list = those distributions or entry-point names.
+import is a *problem*, listed with its reason, and breaks nothing else. ``PVDCONVERT_PLUGINS`` limits third parties: unset
+= all, empty = none, a comma list = those distributions or entry-point names.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Registry:
         kind: Any = ArchitectureSpec if group == PLUGIN_GROUP else FormatSpec
         entries, problems = self._entries(group, kind)
         if name in entries:
-            return cast("Entry[Any]", entries[name])
+            return entries[name]
         for problem in problems:
             if problem.name == name:
                 raise PluginError(
@@ -213,6 +213,7 @@ class Registry:
                     entries[origin.name] = Entry(spec, origin)
             for name, origins in clashing.items():
                 both = " and ".join(str(o) for o in origins)
+                reason = f"name clash between {both}: uninstall one, or set PVDCONVERT_PLUGINS"
                 if not origins[0].builtin:
                     del entries[name]
                 for origin in origins[1:] if origins[0].builtin else origins:
