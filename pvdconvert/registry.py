@@ -1,8 +1,8 @@
 """Entry points -> light specs -> code on first use. Imports no torch.
 
-Built-ins (entry points of the distribution ``pvdconvert``) resolve first and cannot be shadowed. A plugin that fails to
-import is a *problem*, listed with its reason, and breaks nothing else. ``PVDCONVERT_PLUGINS`` limits third parties: unset
-= all, empty = none, a comma list = those distributions or entry-point names.
+Built-ins (entry points of the distribution ``pvdconvert``) resolve first and cannot be shadowed. A plugin that fails
+to import is a *problem*, listed with its reason, and breaks nothing else. ``PVDCONVERT_PLUGINS`` limits third parties:
+unset = all, empty = none, a comma list = those distributions or entry-point names.
 """
 
 from __future__ import annotations
