@@ -100,11 +100,11 @@ class Network(nn.Module):
         y = linear(h, weight, bias)[:, None]  # [N, 1, U]
         if o.direction_width:
             encoded = self.encode_direction(d.reshape(n * k, 3))
-            y = linear(encoded, first.weight[:, wide:]).view(n, k, -1).add_(y)
-        y = y.reshape(-1, y.shape[-1])
+            y = linear(encoded, first.weight[:, wide:]).view(n, k, y.shape[-1]).add_(y)
+        y = y.flatten(0, 1)
         for layer in rest:
             y = layer(y.relu_())
-        return y.sigmoid().view(n, -1, 3).expand(n, k, 3)
+        return y.sigmoid().view(n, k if o.direction_width else 1, 3).expand(n, k, 3)
 
 
 class NerfField(RadianceField):
@@ -118,7 +118,8 @@ class NerfField(RadianceField):
         super().__init__()
         self.options = options
         self.fine = self._network("fine")
-        self.coarse = self._network("coarse") if options.has_coarse else None
+        # Kept for the file's sake: no answer comes from it, so nothing could train it.
+        self.coarse = self._network("coarse").requires_grad_(False) if options.has_coarse else None
         box = scene.box if options.box is None else Box.from_json(options.box)
         self.register_buffer("low", torch.tensor(box.min), persistent=False)
         self.register_buffer("high", torch.tensor(box.max), persistent=False)
