@@ -13,17 +13,23 @@ from torch import Tensor
 # No fastmath: a density may be infinite, and NaN must stay NaN on its own ray.
 
 
+@numba.njit(inline="always", error_model="numpy")
+def alpha(x: Any) -> Any:
+    """1 - exp(-x) in double precision for ``x`` >= 0 in single."""
+    if x < np.float32(0.03):
+        # Series to x^4: the difference would cancel, and expm1 costs twice as much.
+        a = np.float64(x) * (1.0 - x * (0.5 - x * (1.0 / 6.0 - x * (1.0 / 24.0))))
+    else:
+        a = 1.0 - np.float64(math.exp(-x))
+    return a
+
+
 @numba.njit(parallel=True, error_model="numpy", cache=True)
 def _forward(tau: Any, offsets: Any, w: Any, end: Any) -> None:
     for r in numba.prange(offsets.shape[0] - 1):
         left = 1.0
         for i in range(offsets[r], offsets[r + 1]):
-            x = tau[i]
-            if x < np.float32(0.03):
-                # Series to x^4: 1 - exp(-x) would cancel in single precision, expm1 costs twice as much.
-                a = np.float64(x) * (1.0 - x * (0.5 - x * (1.0 / 6.0 - x * (1.0 / 24.0))))
-            else:
-                a = 1.0 - np.float64(math.exp(-x))
+            a = alpha(tau[i])
             w[i] = left * a
             left *= 1.0 - a
         end[r] = left

@@ -41,7 +41,7 @@ def render_camera(
     *,
     stop: float = 1e-3,
     color_threshold: float = 1e-4,
-    chunk_points: int = 1 << 17,
+    chunk_points: int = 1 << 16,
 ) -> Image:
     """Render ``camera``'s view of ``field`` on the device of ``occupancy``; ``step`` None = half an occupancy cell."""
     o, d = (torch.from_numpy(v).to(occupancy.origin.device) for v in camera.rays())

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pvdconvert.errors import InputError, RequestError
 from pvdconvert.field import RadianceField
-from pvdconvert.kernels.composite import OPAQUE
+from pvdconvert.kernels.composite import ray_sum
 from pvdconvert.kernels.march import march, ray_box
+from pvdconvert.kernels.wavefront import Wave, Weighed, take, weigh
 from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.scene import Box, RaySpace
 
@@ -88,7 +89,7 @@ def trace(
     color_threshold: float = 1e-4,
     jitter: Tensor | None = None,
     ray_space: RaySpace = RaySpace(),  # noqa: B008 (frozen)
-    chunk_points: int = 1 << 17,
+    chunk_points: int = 1 << 16,
 ) -> Trace:
     """Render rays ``o``, ``d`` [R, 3] (unit, world) and keep every sample that mattered.
 
@@ -136,7 +137,7 @@ def render_rays(
     color_threshold: float = 1e-4,
     jitter: Tensor | None = None,
     ray_space: RaySpace = RaySpace(),  # noqa: B008 (frozen)
-    chunk_points: int = 1 << 17,
+    chunk_points: int = 1 << 16,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`trace`, without keeping samples: rgb [R, 3], opacity [R], depth [R] (sum of weight * t)."""
     tracer = _Tracer(field, occupancy, step, near, far, backdrop, stop, color_threshold, chunk_points, keep=False)
@@ -203,107 +204,70 @@ class _Tracer:
 
     def _part(self, o: Tensor, d: Tensor, view: Tensor, t0: Tensor, t1: Tensor, phase: Tensor) -> _Part:
         offsets, t = march(o, d, t0, t1, self.occupancy, self.step, phase)
-        front = _Front(self, o, d, view, t, offsets[:-1].clone(), offsets[1:])
-        fast = self.field.flops_per_point < _SLOW
-        low, high = (16, 64) if fast else (4, 16)
-        live = (front.cursor < front.end).nonzero().squeeze(1)
+        wave = Wave.start(o, d, t, offsets)
+        rgb = torch.zeros_like(o)
+        log = _Log(t.shape[0] if self.keep else 0, t)
+        low, high = (16, 64) if self.field.flops_per_point < _SLOW else (4, 16)
+        live = (wave.cursor < wave.end).nonzero().squeeze(1)
         while live.numel():
             ahead = min(high, max(low, self.chunk_points // live.numel()), self.chunk_points)
             for rays in torch.split(live, max(1, self.chunk_points // ahead)):
-                front.advance(rays, ahead)
-            seen = torch.exp(-front.depth_so_far[live]) >= self.stop
-            live = live[seen & (front.cursor[live] < front.end[live])]
-        return front.finish(offsets)
+                self._ask(wave, rays, ahead, view, rgb, log)
+            live = live[(wave.left[live] >= self.stop) & (wave.cursor[live] < wave.end[live])]
+        backdrop = torch.tensor([float(v) for v in self.backdrop], dtype=rgb.dtype, device=rgb.device)
+        rgb += (1 - wave.colored)[:, None] * backdrop
+        keep, sigma, weight, color, colored = log.read()
+        place = torch.searchsorted(keep, offsets)
+        counts = place[1:] - place[:-1]
+        ray = torch.repeat_interleave(torch.arange(o.shape[0], device=o.device), counts)
+        t = t[keep]
+        x = o[ray] + t[:, None] * d[ray]
+        return _Part(rgb, wave.opacity, wave.depth, counts, t, x, sigma, weight, color, colored)
 
-
-class _Front:
-    """The state of rays that are being traced: one row a ray, and flat arrays over the marched samples."""
-
-    def __init__(
-        self, plan: _Tracer, o: Tensor, d: Tensor, view: Tensor, t: Tensor, cursor: Tensor, end: Tensor
-    ) -> None:
-        self.plan, self.o, self.d, self.view, self.t, self.cursor, self.end = plan, o, d, view, t, cursor, end
-        zero = torch.zeros_like(o[:, 0])
-        self.depth_so_far = zero.clone()  # optical
-        self.opacity, self.colored_opacity, self.depth = zero.clone(), zero.clone(), zero.clone()
-        self.rgb = torch.zeros_like(o)
-        samples = t.shape[0] if plan.keep else 0
-        self.sigma, self.weight = t.new_zeros(samples), t.new_zeros(samples)
-        self.kept = torch.zeros(samples, dtype=torch.bool, device=t.device)
-        self.asked: list[Tensor] = []
-        self.answers: list[Tensor] = []
-
-    def advance(self, rays: Tensor, ahead: int) -> None:
-        """Ask for the next ``ahead`` samples of ``rays`` [L]; everything below is [L, ahead]."""
-        plan, field = self.plan, self.plan.field
-        index = self.cursor[rays, None] + torch.arange(ahead, device=rays.device)
-        self.cursor[rays] += ahead
-        valid = index < self.end[rays, None]
-        flat = index[valid]
-        ray = rays[:, None].expand_as(index)[valid]
-        latent = field.encode(self.o[ray] + self.t[flat, None] * self.d[ray])
-        sigma = field.density(latent).to(self.t.dtype)
+    def _ask(self, wave: Wave, rays: Tensor, ahead: int, view: Tensor, rgb: Tensor, log: _Log) -> None:
+        """Ask the field for the next ``ahead`` samples of ``rays``, and colour what shows."""
+        offsets, index, x = take(wave, rays, ahead)
+        latent = self.field.encode(x)
+        sigma = self.field.density(latent).to(x.dtype)
         if torch.isnan(sigma).any():
             raise RequestError(
                 "the field answers NaN for density", hint="pvdconvert inspect FILE shows which weights are NaN"
             )
+        found = weigh(wave, rays, offsets, index, sigma, self.step, self.stop, self.threshold)
+        color = x.new_zeros((0, 3))
+        if found.pick.numel():
+            ray = torch.repeat_interleave(rays, found.pick_offsets[1:] - found.pick_offsets[:-1])
+            color = self.field.color(latent[found.pick], view[ray, None])[:, 0].to(x.dtype)
+            rgb[rays] += ray_sum(found.mass[:, None] * color, found.pick_offsets)
+        if self.keep:
+            log.write(index, sigma, found, color)
 
-        tau = torch.zeros(index.shape, dtype=self.t.dtype, device=rays.device)
-        tau[valid] = (sigma * plan.step).clamp(max=OPAQUE)
-        before = self.depth_so_far[rays, None] + torch.nn.functional.pad(tau[:, :-1], (1, 0)).cumsum(1)
-        transmittance = torch.exp(-before)
-        reached = valid & (transmittance >= plan.stop)
-        tau = torch.where(reached, tau, 0)
-        weight = transmittance * -torch.expm1(-tau)
-        self.depth_so_far[rays] += tau.sum(1)
 
-        # Colour is asked where the running sum passes a multiple of the threshold; cummax finds what already has some.
-        total = self.opacity[rays, None] + weight.cumsum(1)
-        first = torch.cat([self.opacity[rays, None], total[:, :-1]], 1)
-        if plan.threshold > 0:
-            ask = torch.floor(total / plan.threshold) > torch.floor(first / plan.threshold)
-        else:
-            ask = weight > 0
-        done = torch.where(ask, total, self.colored_opacity[rays, None]).cummax(1).values
-        since = torch.cat([self.colored_opacity[rays, None], done[:, :-1]], 1)
-        self.opacity[rays] = total[:, -1]
-        self.colored_opacity[rays] = done[:, -1]
-        t = torch.zeros_like(tau)
-        t[valid] = self.t[flat]
-        self.depth[rays] += (weight * t).sum(1)
-        pick = ask[valid].nonzero().squeeze(1)
-        if pick.numel():
-            answer = field.color(latent[pick], self.view[ray[pick], None])[:, 0].to(self.t.dtype)
-            color = torch.zeros((*index.shape, 3), dtype=self.t.dtype, device=rays.device)
-            color[ask] = answer
-            self.rgb[rays] += ((done - since)[..., None] * color).sum(1)
-            if plan.keep:
-                self.asked.append(flat[pick])
-                self.answers.append(answer)
-        if plan.keep:
-            self.sigma[flat] = sigma
-            self.weight[flat] = weight[valid]
-            self.kept[flat] = reached[valid]
+class _Log:
+    """What was asked of S marched samples, in the order of the samples."""
 
-    def finish(self, offsets: Tensor) -> _Part:
-        backdrop = torch.tensor([float(v) for v in self.plan.backdrop], dtype=self.rgb.dtype, device=self.rgb.device)
-        rgb = self.rgb + (1 - self.colored_opacity)[:, None] * backdrop
-        place = torch.zeros(self.kept.shape[0] + 1, dtype=torch.int64, device=self.t.device)
-        torch.cumsum(self.kept, 0, out=place[1:])
+    def __init__(self, samples: int, like: Tensor) -> None:
+        self.sigma, self.weight = like.new_zeros(samples), like.new_zeros(samples)
+        self.kept = torch.zeros(samples, dtype=torch.bool, device=like.device)
+        self.asked: list[Tensor] = []
+        self.answers: list[Tensor] = []
+
+    def write(self, index: Tensor, sigma: Tensor, found: Weighed, color: Tensor) -> None:
+        self.sigma[index] = sigma
+        self.weight[index] = found.weight
+        self.kept[index] = found.reached
+        self.asked.append(index[found.pick])
+        self.answers.append(color)
+
+    def read(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Of the samples that were reached: place among all [K], sigma, weight, rgb [K, 3], colored."""
         keep = self.kept.nonzero().squeeze(1)
-        if not self.plan.keep:
-            offsets = torch.zeros_like(offsets)
-        counts = place[offsets[1:]] - place[offsets[:-1]]
-        ray = torch.repeat_interleave(torch.arange(self.o.shape[0], device=self.t.device), counts)
-        t = self.t[keep]
-        color = torch.zeros((keep.shape[0], 3), dtype=t.dtype, device=t.device)
-        colored = torch.zeros(keep.shape[0], dtype=torch.bool, device=t.device)
+        color, colored = self.sigma.new_zeros((keep.shape[0], 3)), torch.zeros_like(self.kept[keep])
         if self.asked:
-            at = place[torch.cat(self.asked)]
+            at = torch.searchsorted(keep, torch.cat(self.asked))
             color[at] = torch.cat(self.answers)
             colored[at] = True
-        x = self.o[ray] + t[:, None] * self.d[ray]
-        return _Part(rgb, self.opacity, self.depth, counts, t, x, self.sigma[keep], self.weight[keep], color, colored)
+        return keep, self.sigma[keep], self.weight[keep], color, colored
 
 
 def _grid_box(occupancy: Occupancy) -> Box:
