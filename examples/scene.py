@@ -48,7 +48,7 @@ def _rod(rho: Tensor, z: Tensor, low: float, high: float, radius: float) -> Tens
 
 
 def _fold(x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(radial, tangential) coordinates in the nearest of ``count`` equal sectors; sector 0 is centred on half a step."""
+    """(radial, tangential) coordinates from the z axis in that of ``count`` sectors which holds the point."""
     angle, step = torch.atan2(y, x), 2 * math.pi / count
     local = torch.remainder(angle, step) - step / 2
     rho = torch.hypot(x, y)
@@ -78,9 +78,7 @@ def distances(x: Tensor) -> Tensor:
     plinth = _rod(rho, pz, _BOTTOM, _TOP, 0.68)
     pedestal = torch.minimum(
         _rod(rho, pz, _TOP, -0.705, 0.15),
-        torch.minimum(
-            _rod(rho, pz, -0.71, -0.60, 0.034), torch.sqrt(rho**2 + (pz + 0.655) ** 2) - 0.055
-        ),
+        torch.minimum(_rod(rho, pz, -0.71, -0.60, 0.034), torch.sqrt(rho**2 + (pz + 0.655) ** 2) - 0.055),
     )
     globe = r - _GLOBE
     planets = torch.stack(
@@ -192,7 +190,7 @@ def _globe(x: Tensor, normal: Tensor) -> Tensor:
 
 
 def color(x: Tensor, d: Tensor) -> Tensor:
-    """Colour [N, 3], sRGB in [0, 1], of the part nearest to ``x`` [N, 3] for rays that travel along unit ``d`` [N, 3]."""
+    """Colour [N, 3], sRGB in [0, 1], of the part nearest to ``x`` [N, 3] for rays along unit ``d`` [N, 3]."""
     which = part(x)
     out = torch.zeros_like(x)
     for index, name in enumerate(PARTS):
