@@ -82,7 +82,9 @@ def ask(manifest: Manifest, registry: registries.Registry) -> tuple[Candidate, .
             else:
                 found.append(Candidate(name, min(1.0, max(0.0, float(match.score))), str(match.reason)))
         except Exception as error:  # a third party's probe may raise anything
-            found.append(Candidate(name, 0.0, f"its probe failed: {type(error).__name__}: {' '.join(str(error).split())}"))
+            found.append(
+                Candidate(name, 0.0, f"its probe failed: {type(error).__name__}: {' '.join(str(error).split())}")
+            )
     return tuple(sorted(found, key=lambda c: (-c.score, c.reason == "", c.format)))
 
 

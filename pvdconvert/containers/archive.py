@@ -50,7 +50,9 @@ class Archive:
             if info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size:
                 raise InputError(f"{where}: {_DAMAGED}: {name!r:.80} has two sizes")
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise InputError(f"{where}: {name!r:.80} is packed by method {info.compress_type}, which is not supported")
+                raise InputError(
+                    f"{where}: {name!r:.80} is packed by method {info.compress_type}, which is not supported"
+                )
             total += info.file_size
             self._infos[name], self._start[name] = info, start
         if total > max(ALWAYS_ALLOWED, MAX_RATIO * len(data)):

@@ -35,11 +35,22 @@ def _header(data: memoryview, where: str) -> tuple[DType, bool, tuple[int, ...],
         )
     except Malformed as error:
         raise InputError(f"{where}: {error}") from error
-    except (IndexError, KeyError, TypeError, ValueError, SyntaxError, struct.error, RecursionError, MemoryError) as error:
+    except (
+        IndexError,
+        KeyError,
+        TypeError,
+        ValueError,
+        SyntaxError,
+        struct.error,
+        RecursionError,
+        MemoryError,
+    ) as error:
         raise InputError(f"{where}: the npy header is truncated or corrupt") from error
 
 
-def read_npy(data: memoryview, where: str, load: Callable[[], memoryview] | None = None, size: int | None = None) -> Any:
+def read_npy(
+    data: memoryview, where: str, load: Callable[[], memoryview] | None = None, size: int | None = None
+) -> Any:
     """A LazyTensor, a list (object arrays), or a Stub (text and structured types).
 
     ``data`` needs to hold the header only if ``load`` reads the whole of ``size`` bytes.

@@ -238,7 +238,9 @@ def _flatten(tree: Any, where: str) -> tuple[dict[str, LazyTensor], dict[str, An
             elif value.entries or value.items:
                 todo.append((name, value.entries or value.items, depth + 1))
             continue
-        pairs: Any = value.items() if isinstance(value, dict) else enumerate(value) if type(value) in (list, tuple) else ()
+        pairs: Any = (
+            value.items() if isinstance(value, dict) else enumerate(value) if type(value) in (list, tuple) else ()
+        )
         inner = [(f"{name}.{k}" if name else str(k), v, depth + 1) for k, v in pairs if isinstance(k, (str, int))]
         todo.extend(reversed(inner))
         if type(value) in (str, int, float, bool) and len(name) <= 200 and len(meta) < 4096:

@@ -33,7 +33,9 @@ SLACK = 64 << 20
 # Calling any of these is an attack, not a checkpoint: said aloud instead of only ignored.
 _DANGEROUS = frozenset({"os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "runpy", "importlib", "ctypes", "pty",
                         "commands", "webbrowser", "code", "pdb", "timeit", "asyncio", "multiprocessing", "http", "urllib"})  # fmt: skip
-_DANGEROUS_BUILTINS = frozenset({"eval", "exec", "execfile", "compile", "open", "__import__", "input", "breakpoint", "exit"})
+_DANGEROUS_BUILTINS = frozenset(
+    {"eval", "exec", "execfile", "compile", "open", "__import__", "input", "breakpoint", "exit"}
+)
 
 _STORAGES = {
     "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",

@@ -41,7 +41,9 @@ def read_zip(archive: Archive) -> Any:
         if dtype is None:
             return kind
         if type(numel) is not int or not 0 <= numel * ITEM_SIZE[dtype] <= archive.size(member):
-            raise Malformed(f"storage {key!r:.40} holds {archive.size(member)} bytes, {numel!r:.24} x {dtype} are claimed")
+            raise Malformed(
+                f"storage {key!r:.40} holds {archive.size(member)} bytes, {numel!r:.24} x {dtype} are claimed"
+            )
         out = storages.setdefault(f"{key}/{dtype}", Storage(dtype, numel, archive.loader(member), order == b"big"))
         return out if out.numel == numel else Storage(dtype, numel, out.load, out.big_endian)
 
@@ -101,7 +103,9 @@ def read_legacy(data: memoryview, where: str) -> Any:
         dtype, numel = roots[key]
         size = numel * ITEM_SIZE[dtype]
         if at + 8 + size > len(data):
-            raise InputError(f"{where}: truncated: storage {key!r:.40} needs {size} bytes", hint="download or copy it again")
+            raise InputError(
+                f"{where}: truncated: storage {key!r:.40} needs {size} bytes", hint="download or copy it again"
+            )
         stored = struct.unpack(">q" if big else "<q", data[at : at + 8])[0]
         if stored != numel:
             raise InputError(f"{where}: storage {key!r:.40} has {stored} elements, {numel} are claimed")
