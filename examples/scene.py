@@ -220,17 +220,20 @@ def _part_color(name: str, x: Tensor, d: Tensor) -> Tensor:
         phase = torch.atan2(v, u) * (12 / math.pi)
         field = _mix(_rgb(x, 0.96, 0.92, 0.80), _rgb(x, 0.10, 0.16, 0.42), _wave(phase, 0.12))
         field = _mix(field, _rgb(x, 0.70, 0.16, 0.13), _edge(0.016 - w.abs(), 0.01))
-        return _mix(field, _rgb(x, 0.78, 0.58, 0.22), _edge(w.abs() - 0.036, 0.01))
-    if name == "equator":
-        phase = torch.atan2(py, px) * (36 / math.pi)
-        ticks = _line(phase, 0.20, 0.16) * _edge(0.012 - pz, 0.01)
-        return _mix(_rgb(x, 0.86, 0.70, 0.36), _rgb(x, 0.18, 0.10, 0.06), ticks)
+        field = _mix(field, _rgb(x, 0.78, 0.58, 0.22), _edge(w.abs() - 0.036, 0.01))
+        return _lit(field, torch.nn.functional.normalize(x, dim=-1), 0.4)
     if name == "pedestal":
         wood = _mix(_rgb(x, 0.36, 0.17, 0.10), _rgb(x, 0.80, 0.60, 0.26), _wave(pz / 0.05, 0.2))
         normal = torch.nn.functional.normalize(x * x.new_tensor((1.0, 1.0, 0.0)) + 0.02 * up, dim=-1)
         return _lit(wood, normal, 0.5) + _gloss(normal, d, 10, 0.3)[:, None]
-    metal = {"rings": (0.72, 0.52, 0.18), "axis": (0.30, 0.30, 0.34), "balusters": (0.20, 0.14, 0.11)}
-    base = _rgb(x, *metal.get(name, (0.45, 0.16, 0.12)))
-    # Polished: brighter where the ray meets it across the key light, whatever side of the thin part is seen.
-    along = (d @ d.new_tensor(_LIGHTS[0][0])) ** 2
-    return base * (0.75 + 0.45 * along)[:, None]
+    # Thin parts are shaded by where they are, not by their own round surface: one light a place, seen from all sides.
+    # A mirror has no front, so the highlight that runs along a ring is right on its inside too.
+    upright = name in ("balusters", "stays")
+    normal = torch.nn.functional.normalize(x * x.new_tensor((1.0, 1.0, 0.0 if upright else 1.0)), dim=-1)
+    if name == "equator":
+        ticks = _line(torch.atan2(py, px) * (36 / math.pi), 0.20, 0.16) * _edge(0.012 - pz, 0.01)
+        paint = _mix(_rgb(x, 0.90, 0.74, 0.40), _rgb(x, 0.18, 0.10, 0.06), ticks)
+    else:
+        metal = {"rings": (0.80, 0.58, 0.22), "axis": (0.34, 0.34, 0.38), "balusters": (0.30, 0.18, 0.12)}
+        paint = _rgb(x, *metal.get(name, (0.62, 0.20, 0.14)))
+    return _lit(paint, normal, 0.65) + _gloss(normal, d, 8, 0.6)[:, None] * _rgb(x, 1.0, 0.86, 0.62)
