@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 from collections.abc import Callable
@@ -14,89 +13,10 @@ from torch import Tensor
 
 from pvdconvert import registry as registries
 from pvdconvert.errors import InputError, PvdError, RequestError
-from pvdconvert.field import RadianceField, Stage
-from pvdconvert.plugin import Architecture, Budget, Config, Limits, option_help
-from pvdconvert.testing.analytic import AnalyticScene
+from pvdconvert.field import Stage
+from pvdconvert.plugin import Architecture, Budget, Limits, option_help
 from pvdconvert.testing.checks import Check, Failed, expect, expect_torch_free, plain, run_all
-
-SMALL_MB = (0.5, 2.0, 8.0, 32.0)
-"""Sizes that a small student is asked for, in turn, until the plugin agrees."""
-
-
-class Subject:
-    """An architecture, a small teacher, and a small student of it."""
-
-    def __init__(self, name: str, registry: registries.Registry | None = None) -> None:
-        registry = registry or registries.default()
-        self.name = name
-        self.code: Architecture = registry.architecture(name)
-        self.entry = registry.architectures()[name]
-        self.options = registry.options(name)
-        self.teacher = AnalyticScene()
-        self.occupancy = self.teacher.occupancy()
-        self.facts = self.teacher.facts(self.occupancy)
-        self.scene = self.teacher.scene
-
-    @functools.cached_property
-    def budget(self) -> Budget:
-        """The smallest of a few sizes that the plugin can plan for."""
-        for size in SMALL_MB:
-            budget = Budget("fast", max_mb=size)
-            try:
-                self.code.plan(self.facts, budget, Limits(), {})
-            except RequestError:
-                continue
-            return budget
-        raise Failed(f"plans no student for this scene within {SMALL_MB[-1]} MB")
-
-    @functools.cached_property
-    def config(self) -> Config:
-        return self.code.plan(self.facts, self.budget, Limits(), {})
-
-    def fresh(self, seed: int = 0) -> RadianceField:
-        """A student as the core makes it: built, then restricted to the occupied cells."""
-        field = self.code.build(self.config, self.scene, seed)
-        field.restrict(self.occupancy)
-        return field
-
-    @functools.cached_property
-    def field(self) -> RadianceField:
-        """A student with every parameter stirred, so that no answer is trivial. Not to be changed."""
-        field = self.fresh()
-        generator = torch.Generator().manual_seed(7)
-        with torch.no_grad():
-            for p in field.parameters():
-                p.add_(torch.randn(p.shape, generator=generator) * (0.1 * float(p.abs().mean()) + 0.03))
-        return field
-
-    def points(self, n: int, *, seed: int = 1, box: float = 1.0) -> Tensor:
-        """[n, 3] in the cube of half side ``box``."""
-        return (torch.rand(n, 3, generator=torch.Generator().manual_seed(seed)) * 2 - 1) * box
-
-    def occupied(self, n: int, seed: int = 2) -> Tensor:
-        """[n, 3] in occupied cells, away from their faces."""
-        generator = torch.Generator().manual_seed(seed)
-        centers = self.occupancy.centers()
-        pick = torch.randint(len(centers), (n,), generator=generator)
-        return centers[pick] + (torch.rand(n, 3, generator=generator) - 0.5) * (0.98 * self.occupancy.cell)
-
-    def directions(self, n: int, k: int, seed: int = 3) -> Tensor:
-        """[n, k, 3], unit."""
-        d = torch.randn(n, k, 3, generator=torch.Generator().manual_seed(seed))
-        return torch.nn.functional.normalize(d, dim=-1)
-
-
-def _close(a: Tensor, b: Tensor, what: str) -> None:
-    expect(a.shape == b.shape, f"{what}: shapes {list(a.shape)} and {list(b.shape)}")
-    scale = 1e-5 + float(b.abs().max()) * 1e-5 if b.numel() else 0.0
-    worst = float((a - b).abs().max()) if b.numel() else 0.0
-    expect(torch.allclose(a, b, rtol=2e-4, atol=scale), f"{what} differ by {worst:.3g}")
-
-
-@torch.no_grad()
-def _answers(field: RadianceField, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    latent = field.encode(x)
-    return field.density(latent), field.color(latent, d)
+from pvdconvert.testing.subject import Subject, answers_of, close
 
 
 def spec(s: Subject) -> str:
@@ -195,7 +115,7 @@ def answers(s: Subject) -> None:
         expect(value.dtype == torch.float32, f"{what} is {value.dtype}, not float32")
         expect(torch.isfinite(value).all(), f"{what} is not finite")
     expect((sigma >= 0).all(), "density is negative")
-    expect((_answers(s.field, s.occupied(257), d)[0] > 0).any(), "density is 0 in every occupied cell")
+    expect((answers_of(s.field, s.occupied(257), d)[0] > 0).any(), "density is 0 in every occupied cell")
     for name, value in [*s.field.named_parameters(), *s.field.named_buffers()]:
         expect(value.dtype != torch.float64, f"{name!r} is float64")
 
@@ -203,7 +123,7 @@ def answers(s: Subject) -> None:
 def outside_box(s: Subject) -> None:
     x = s.points(512, box=3.0)
     x = x[(x.abs() > 1.001).any(-1)]
-    sigma, rgb = _answers(s.field, x, s.directions(len(x), 1))
+    sigma, rgb = answers_of(s.field, x, s.directions(len(x), 1))
     expect((sigma == 0).all(), "density is not exactly 0 outside of the box")
     expect(torch.isfinite(rgb).all(), "colour outside of the box is not finite")
 
@@ -216,7 +136,7 @@ def outside_mask(s: Subject) -> str:
     x = s.points(4096)
     out = ~support.contains(x)
     expect(out.any(), "support() is the whole box although restrict() gave a part of it")
-    sigma = _answers(s.field, x, s.directions(len(x), 1))[0]
+    sigma = answers_of(s.field, x, s.directions(len(x), 1))[0]
     expect((sigma[out] == 0).all(), "density is not exactly 0 outside of support()")
     held = support.contains(s.occupied(4096)).float().mean()
     expect(held > 0.99, f"support() leaves out {1 - float(held):.1%} of the cells given to restrict()")
@@ -226,15 +146,15 @@ def outside_mask(s: Subject) -> str:
 def rows(s: Subject) -> None:
     """Row n belongs to point n, whatever stands beside it."""
     x, d = s.occupied(300), s.directions(300, 2)
-    sigma, rgb = _answers(s.field, x, d)
+    sigma, rgb = answers_of(s.field, x, d)
     pick = torch.tensor([299, 0, 17, 128])
     with torch.no_grad():
         latent = s.field.encode(x)[pick]
-        _close(s.field.density(latent), sigma[pick], "densities of sliced latents")
-        _close(s.field.color(latent, d[pick]), rgb[pick], "colours of sliced latents")
-    alone = [_answers(s.field, x[i : i + 1], d[i : i + 1]) for i in pick.tolist()]
-    _close(torch.cat([a for a, _ in alone]), sigma[pick], "densities of points asked alone")
-    _close(torch.cat([b for _, b in alone]), rgb[pick], "colours of points asked alone")
+        close(s.field.density(latent), sigma[pick], "densities of sliced latents")
+        close(s.field.color(latent, d[pick]), rgb[pick], "colours of sliced latents")
+    alone = [answers_of(s.field, x[i : i + 1], d[i : i + 1]) for i in pick.tolist()]
+    close(torch.cat([a for a, _ in alone]), sigma[pick], "densities of points asked alone")
+    close(torch.cat([b for _, b in alone]), rgb[pick], "colours of points asked alone")
 
 
 def directions(s: Subject) -> None:
@@ -243,8 +163,8 @@ def directions(s: Subject) -> None:
         latent = s.field.encode(x)
         together = s.field.color(latent, d)
         single = torch.cat([s.field.color(latent, d[:, k : k + 1]) for k in range(5)], dim=1)
-        _close(together, single, "colours of five directions at once and one by one")
-        _close(s.field(x, d[:, 2])[1], together[:, 2], "forward and color")
+        close(together, single, "colours of five directions at once and one by one")
+        close(s.field(x, d[:, 2])[1], together[:, 2], "forward and color")
     if s.entry.spec.view_dependent:
         expect((together.amax(1) - together.amin(1)).max() > 0, "announced as view dependent, but no direction matters")
 
@@ -252,15 +172,15 @@ def directions(s: Subject) -> None:
 def recording(s: Subject) -> None:
     """With and without autograd, contiguous or not, frozen or not: the same answers."""
     x, d = s.points(100), s.directions(100, 2)
-    sigma, rgb = _answers(s.field, x, d)
+    sigma, rgb = answers_of(s.field, x, d)
     latent = s.field.encode(x)
-    _close(s.field.density(latent).detach(), sigma, "density with and without gradients")
-    _close(s.field.color(latent, d).detach(), rgb, "colour with and without gradients")
+    close(s.field.density(latent).detach(), sigma, "density with and without gradients")
+    close(s.field.color(latent, d).detach(), rgb, "colour with and without gradients")
     wide, deep = torch.zeros(100, 7), torch.zeros(3, 2, 100)
     wide[:, 2:5], deep[:] = x, d.permute(2, 1, 0)
-    strided = _answers(s.field, wide[:, 2:5], deep.permute(2, 1, 0))
-    _close(strided[0], sigma, "density of strided input")
-    _close(strided[1], rgb, "colour of strided input")
+    strided = answers_of(s.field, wide[:, 2:5], deep.permute(2, 1, 0))
+    close(strided[0], sigma, "density of strided input")
+    close(strided[1], rgb, "colour of strided input")
 
 
 def empty(s: Subject) -> None:
@@ -283,7 +203,7 @@ def stages(s: Subject) -> str:
             asked = s.code.forward_stage(s.field, stage, x, d)
             expect((given is None) == (asked is None), f"{stage}: an answer with a latent only")
             if given is not None and asked is not None:
-                _close(given, asked, f"{stage} with and without a latent")
+                close(given, asked, f"{stage} with and without a latent")
             return given
 
         features, density, color, render = (forward(stage) for stage in Stage)
@@ -293,9 +213,9 @@ def stages(s: Subject) -> str:
     assert density is not None
     assert color is not None
     assert render is not None
-    _close(density, sigma, "the density stage and density")
-    _close(color, rgb, "the color stage and color")
-    _close(render, torch.cat([sigma[:, None], rgb[:, 0]], dim=1), "the render stage and the field")
+    close(density, sigma, "the density stage and density")
+    close(color, rgb, "the color stage and color")
+    close(render, torch.cat([sigma[:, None], rgb[:, 0]], dim=1), "the render stage and the field")
     width = s.field.feature_width
     if features is None:
         expect(width is None, f"feature_width is {width}, but there are no features")
@@ -323,7 +243,7 @@ def save_load(s: Subject) -> str:
     frozen = back.eval().requires_grad_(False)
     twice = s.code.load(plain(again), same, s.scene)
     for what, asked, first, second in zip(
-        ("density", "colour"), *(_answers(f, x, d) for f in (s.field, frozen, twice))
+        ("density", "colour"), *(answers_of(f, x, d) for f in (s.field, frozen, twice))
     ):
         expect(torch.equal(first, second), f"{what} is not bit-equal after load, save and load")
         # A plugin may keep less than float32 on disk: then the first save rounds, and only that one.
@@ -398,7 +318,7 @@ def fit(s: Subject) -> str:
     field = s.fresh()
     optimizer = torch.optim.Adam(s.code.param_groups(field))
     x, d = s.occupied(8192), s.directions(8192, 1)
-    sigma, rgb = _answers(s.teacher, x, d)
+    sigma, rgb = answers_of(s.teacher, x, d)
     step = 0.05
 
     def loss(pick: Tensor) -> Tensor:

@@ -19,6 +19,11 @@ class Check:
     ok: bool
     detail: str
 
+    @property
+    def status(self) -> str:
+        """ "pass" or "fail"."""
+        return "pass" if self.ok else "fail"
+
 
 class Failed(Exception):
     """A plugin does not keep its contract; the message says which part."""
