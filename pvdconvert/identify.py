@@ -28,7 +28,7 @@ class Candidate:
 class Identified:
     """``format`` reads ``manifest``: the file, or the one file of a folder that holds the checkpoint.
 
-    ``match`` is None where ``--from`` forced a format whose probe does not agree; ``candidates`` are sorted, best first.
+    ``match`` is None where ``--from`` forced a format whose probe disagrees; ``candidates`` are sorted, best first.
     """
 
     manifest: Manifest

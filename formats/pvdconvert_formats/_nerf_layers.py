@@ -1,4 +1,4 @@
-"""What the vanilla-NeRF family's layouts share: layers out of shapes, lazy changes of layout, scenes. Imports no torch."""
+"""What the vanilla-NeRF family's layouts share: layers out of shapes, lazy changes, scenes. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What torch-ngp's files leave unsaid about their grids: resolutions out of offsets, Morton bitfields. Imports no torch.
+"""What torch-ngp's files leave unsaid about their grids: resolutions out of offsets, Morton bitfields.
 
-Layouts sections 2.1 and 8.4.
+Imports no torch. Layouts sections 2.1 and 8.4.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def level_sizes(levels: int, base: int, scale: float, log2_table: int, *, rounde
 
 def base_of(size: int) -> int | None:
     """The base resolution whose dense level has ``size`` entries, or None."""
-    guess = max(1, round(size ** (1 / 3)) - 1)
+    guess = max(1, round(math.pow(size, 1 / 3)) - 1)
     for base in (guess, guess - 1):
         if base > 0 and size in ((base + 1) ** 3, ((base + 1) ** 3 + 7) // 8 * 8):
             return base

@@ -1,4 +1,4 @@
-"""bmild/nerf (the paper's code): ``model_*.npy`` and ``model_fine_*.npy``, lists of Keras weights (layouts section 5.2).
+"""bmild/nerf (the paper's code): ``model_*.npy`` and ``model_fine_*.npy``, lists of Keras weights (layouts 5.2).
 
 Arrays alternate kernel [in, out] and bias: D position layers, bottleneck, view layer, rgb, density; without view
 directions the D layers and one output [W, 4]. Encoding [x, sin 2^k x, cos 2^k x], density relu, bottleneck linear.

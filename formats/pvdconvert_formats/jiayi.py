@@ -1,7 +1,8 @@
 """Jiayi-Pan/NeRF ``*.pt``: one network in float64, encodings ordered by coordinate. Imports no torch.
 
-Keys ``model_state_dict`` of fc_1.0 .. fc_D.0 (ReLU; a skip's input is [encoded, hidden]), sigma, fc_noact, fc_dir.0, rgb.0.
-The program hands ray directions to the network as the camera makes them, (x/f, y/f, -1), not of length 1.
+Keys ``model_state_dict`` of fc_1.0 .. fc_D.0 (ReLU; a skip's input is [encoded, hidden]), sigma, fc_noact, fc_dir.0,
+rgb.0. The program hands ray directions to the network as the camera makes them, (x/f, y/f, -1), not of length 1, and its
+density is per unit of depth along the camera's axis.
 """
 
 from __future__ import annotations
@@ -62,14 +63,15 @@ class Jiayi(FormatBase):
             "direction_layers": [units],
             "encoding_order": "per-coordinate",
             "direction_length": length or MEAN_LENGTH,
+            "density_scale": 1 / (length or MEAN_LENGTH),
         }
         notes = []
         if any(t.dtype == "float64" for t in own.values()):
             notes.append("float64 weights are rounded to float32")
         if length is None:
             notes.append(
-                f"view directions are not of length 1 in this program: their mean length {MEAN_LENGTH} at NeRF-Synthetic's "
-                "field of view is used (direction_length)"
+                f"view directions and depths are not of length 1 in this program: the mean length {MEAN_LENGTH} at "
+                "NeRF-Synthetic's field of view is used (direction_length)"
             )
         background = (0.0, 0.0, 0.0)
         scene = nerf.assume(nerf.synthetic_scene(background), options, ("box", "background", "near", "far"))

@@ -1,8 +1,8 @@
 """krrish94/nerf-pytorch ``checkpoint*.ckpt`` with ``config.yml``: FlexibleNeRFModel, coarse and fine.
 
-Keys ``model_{coarse,fine}_state_dict`` of layer1 (no ReLU after it), layers_xyz.i (a skip's input is [hidden, encoded]),
-fc_feat (ReLU after it), fc_alpha, layers_dir.i, fc_rgb; or fc_out without view directions. The shapes in the file win over
-config.yml, which often belongs to another run. Imports no torch.
+Keys ``model_{coarse,fine}_state_dict`` of layer1 (no ReLU after it), layers_xyz.i (a skip's input is [hidden, encoded]
+), fc_feat (ReLU after it), fc_alpha, layers_dir.i, fc_rgb; or fc_out without view directions. The shapes in the file
+win over config.yml, which often belongs to another run. Imports no torch.
 """
 
 from __future__ import annotations
@@ -141,7 +141,11 @@ def _scene(settings: Mapping[str, Any], options: ReadOptions, where: str) -> tup
         assumed = ("box",) if scene.ray_space.focal else ("box", "ray_space")
     elif kind in ("blender", None):
         known = isinstance(near, (int, float)) and isinstance(far, (int, float)) and 0 <= near < far
-        scene = nerf.synthetic_scene(background, near=near, far=far) if known else nerf.synthetic_scene(background)
+        scene = (
+            nerf.synthetic_scene(background, near=float(near), far=float(far))
+            if known
+            else nerf.synthetic_scene(background)
+        )
         assumed = ("box", *(() if kind else ("background",)), *(() if known else ("near", "far")))
     else:
         if options.bounds is None:

@@ -1,6 +1,7 @@
 """``pvdconvert``: our own layout. One safetensors file; the header's metadata holds everything that is not a tensor.
 
-Metadata key "pvdconvert": a JSON object {"version": 1, "architecture", "config", "scene", "provenance"}. Imports no torch.
+Metadata key "pvdconvert": a JSON object {"version": 1, "architecture", "config", "scene", "provenance", "notes"}.
+Imports no torch.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ _DAMAGED = "the zip archive is truncated or corrupt"
 class Archive:
     """The members of the zip file ``data``; stored ones are views of it, deflated ones are inflated within bounds.
 
-    Raises InputError for damage, overlaps, duplicates, encryption and bombs; UnsafeError for names that leave the archive.
+    Raises InputError for damage, overlaps, duplicates, encryption and bombs; UnsafeError for names that leave it.
     """
 
     def __init__(self, data: memoryview, where: str) -> None:

@@ -1,4 +1,4 @@
-"""``.npy`` and ``.npz``: headers parsed here, plain arrays mapped, object arrays through the restricted pickle reader."""
+"""``.npy`` and ``.npz``: headers parsed here, plain arrays mapped, object arrays through our reader of pickles."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ MAX_CHILDREN = 64
 MAX_LISTED = 4096
 MAX_TEXT = 64 << 20
 MAX_JSON = 16 << 20
-CHECKPOINTS = frozenset({"torch-zip", "torch-legacy", "npy", "npz", "safetensors", "msgpack", "gzip", "pickle"})
+CHECKPOINTS = frozenset({"torch-zip", "torch-legacy", "npy", "npz", "safetensors", "msgpack", "gzip", "pickle", "zip"})
 """Kinds that can hold weights: a folder's children of other kinds are left alone."""
 
 
@@ -124,7 +124,8 @@ def _open_folder(path: Path) -> Manifest:
                 break
             if _sniff_file(file) in CHECKPOINTS:
                 try:
-                    children.append(_open_file(file))
+                    child = _open_file(file)
+                    children += [child] if child.kind != "zip" else []
                 except PvdError as error:
                     problems.append((str(file.relative_to(path)), error))
     return Manifest(path, "folder", sum(c.size for c in children), None, {}, {}, tuple(children), tuple(problems))

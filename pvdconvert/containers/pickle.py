@@ -1,9 +1,9 @@
 """The one reader of pickles: an interpreter that can build inert values and nothing else. No torch.
 
-It never imports or calls a name from the file. Known names map to our own safe constructors (``_HANDLERS``), all others
+It never imports or calls a name from the file. Known names map to our own safe constructors (``pickle_names``), others
 become a :class:`Stub`. Work and memory are bounded by the size of the file: one step an opcode, no opcode without
-a byte, and whatever can copy is charged to a budget. Python's own ``pickle`` is not used: its memo and its frames can be
-made to allocate gigabytes from a few bytes, and it hashes nested tuples in exponential time.
+a byte, and whatever can copy is charged to a budget. Python's own ``pickle`` is not used: its memo and its frames can
+be made to allocate gigabytes from a few bytes, and it hashes nested tuples in exponential time.
 """
 
 from __future__ import annotations
@@ -12,17 +12,8 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from pvdconvert.containers.values import (
-    Array,
-    DType,
-    Global,
-    Malformed,
-    Storage,
-    StridedTensor,
-    Stub,
-    check_shape,
-    decode,
-)
+from pvdconvert.containers.pickle_names import HANDLERS, make_set
+from pvdconvert.containers.values import Array, DType, Global, Malformed, Stub
 from pvdconvert.errors import InputError, UnsafeError
 
 MAX_OPS = 1_000_000
@@ -31,30 +22,11 @@ MAX_INT_BYTES = 1024
 SLACK = 64 << 20
 
 # Calling any of these is an attack, not a checkpoint: said aloud instead of only ignored.
-_DANGEROUS = frozenset({"os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "runpy", "importlib", "ctypes", "pty",
-                        "commands", "webbrowser", "code", "pdb", "timeit", "asyncio", "multiprocessing", "http", "urllib"})  # fmt: skip
-_DANGEROUS_BUILTINS = frozenset(
-    {"eval", "exec", "execfile", "compile", "open", "__import__", "input", "breakpoint", "exit"}
+_DANGEROUS = frozenset(
+    {"os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "runpy", "importlib", "ctypes", "pty", "commands"}
+    | {"webbrowser", "code", "pdb", "timeit", "asyncio", "multiprocessing", "http", "urllib"}
 )
-
-_STORAGES = {
-    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8", "ByteStorage": "uint8",
-    "BoolStorage": "bool", "ComplexFloatStorage": "complex64", "ComplexDoubleStorage": "complex128",
-    "UntypedStorage": "uint8", "storage.UntypedStorage": "uint8",
-}  # fmt: skip
-_TORCH_DTYPES = {
-    "half": "float16", "float": "float32", "double": "float64", "short": "int16", "int": "int32", "long": "int64",
-    **{n: n for n in ("float16", "bfloat16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool",
-                      "complex64", "complex128", "uint16", "uint32", "uint64")},
-}  # fmt: skip
-
-
-def storage_dtype(kind: Any) -> str | None:
-    """The element type of a storage class named in a file, or None if we cannot read it."""
-    if not isinstance(kind, Global) or not kind.name.startswith("torch."):
-        return None
-    return _STORAGES.get(kind.name.removeprefix("torch.").removeprefix("cuda."))
+_DANGEROUS_BUILTINS = frozenset({"eval", "exec", "execfile", "compile", "open", "__import__", "input", "breakpoint"})
 
 
 def _renamed(module: str, name: str) -> str:
@@ -168,7 +140,7 @@ class Unpickler:
                 f"{self.where}: loading this file would call {func.name!r:.80}: refused, nothing was run",
                 hint="it is not a plain checkpoint; do not open it with other programs",
             )
-        handler = _HANDLERS.get(func.name)
+        handler = HANDLERS.get(func.name)
         return Stub(func.name, args) if handler is None else handler(self, *args)
 
     def set_items(self, target: Any, flat: list[Any]) -> None:
@@ -200,141 +172,6 @@ class Unpickler:
         # An attribute set on a plain dict or list (a state_dict's _metadata) carries nothing that we need.
 
 
-# Handlers: our constructors for the names that checkpoints need. Each gets the interpreter and the call's arguments.
-def _tensor(u: Unpickler, storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Any:
-    if not isinstance(storage, Storage):
-        return Stub("torch.Tensor", (storage, offset, shape, stride))  # of an element type that we cannot read
-    return StridedTensor.checked(storage, offset, shape, stride)
-
-
-def _tensor_v3(
-    u: Unpickler, storage: Any, offset: Any, shape: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any
-) -> Any:
-    name = _TORCH_DTYPES.get(dtype.name.removeprefix("torch.")) if isinstance(dtype, Global) else None
-    if not isinstance(storage, Storage) or name is None:
-        return Stub("torch.Tensor", (storage, offset, shape, stride))
-    return StridedTensor.checked(storage, offset, shape, stride, name)
-
-
-def _from_type(u: Unpickler, func: Any, kind: Any, args: Any, state: Any) -> Any:
-    return u.call(func, args)
-
-
-def _encode(u: Unpickler, text: Any, codec: Any = "utf-8", errors: Any = "strict") -> bytes:
-    if not isinstance(text, str) or codec not in ("latin1", "latin-1", "iso-8859-1", "ascii", "utf-8", "utf8"):
-        raise Malformed(f"text encoded as {codec!r:.40}")
-    u.spend(4 * len(text))
-    return text.encode(codec)
-
-
-def _reconstruct(u: Unpickler, kind: Any = None, shape: Any = None, code: Any = None) -> Array:
-    return Array()
-
-
-def _frombuffer(u: Unpickler, data: Any, dtype: Any, shape: Any, order: Any = "C") -> Array:
-    out = Array()
-    out.fill(shape, dtype, order == "F", data)
-    return out
-
-
-def _dtype(u: Unpickler, descr: Any = None, align: Any = False, copy: Any = False) -> DType:
-    return DType(descr if isinstance(descr, str) else "V")
-
-
-def _scalar(u: Unpickler, dtype: Any, data: Any = b"") -> Any:
-    if isinstance(dtype, DType) and dtype.name and isinstance(data, bytes) and len(data) == dtype.size:
-        return decode(memoryview(data), dtype.name, 1, big_endian=dtype.big_endian)[0].item()
-    return Stub("numpy.scalar", (data,))
-
-
-def _dict(u: Unpickler, source: Any = ()) -> dict[Any, Any]:
-    return u.mapping(list(source.items()) if isinstance(source, dict) else source)
-
-
-def _defaultdict(u: Unpickler, factory: Any = None, source: Any = ()) -> dict[Any, Any]:
-    return _dict(u, source)
-
-
-def _list(u: Unpickler, source: Any = (), *rest: Any) -> list[Any]:
-    if not isinstance(source, (list, tuple, set, frozenset)):
-        raise Malformed("a list made of something that is no sequence")
-    u.spend(8 * len(source))
-    return list(source)
-
-
-def _set(u: Unpickler, source: Any = ()) -> set[Any]:
-    return {u.key(v) for v in _list(u, source)}
-
-
-def _size(u: Unpickler, source: Any = ()) -> tuple[int, ...]:
-    return check_shape(source)
-
-
-def _complex(u: Unpickler, real: Any = 0.0, imag: Any = 0.0) -> complex:
-    return complex(float(real), float(imag))
-
-
-def _bytes(u: Unpickler, source: Any = b"", codec: Any = "latin1") -> bytes:
-    if isinstance(source, str):
-        return _encode(u, source, codec)
-    if not isinstance(source, (bytes, bytearray)):
-        raise Malformed("bytes made of something else")
-    u.spend(len(source))
-    return bytes(source)
-
-
-def _device(u: Unpickler, kind: Any = "cpu", index: Any = None) -> str:
-    return f"{kind!s:.40}" if index is None else f"{kind!s:.40}:{index!s:.10}"
-
-
-def _path(u: Unpickler, *parts: Any) -> str:
-    text = "/".join(p for p in parts if isinstance(p, str))
-    u.spend(len(text))
-    return text
-
-
-def _reconstructor(u: Unpickler, kind: Any, base: Any = None, state: Any = None) -> Any:
-    return u.call(kind, ())
-
-
-def _newobj(u: Unpickler, kind: Any, *args: Any) -> Any:
-    return u.call(kind, args)
-
-
-_HANDLERS: dict[str, Callable[..., Any]] = {
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor_v3": _tensor_v3,
-    "torch._utils._rebuild_parameter": lambda u, data, *rest: data,
-    "torch._utils._rebuild_parameter_with_state": lambda u, data, *rest: data,
-    "torch._tensor._rebuild_from_type": lambda u, func, kind, args, state: u.call(func, args),
-    "torch._tensor._rebuild_from_type_v2": _from_type,
-    "torch.Size": _size,
-    "torch.device": _device,
-    "numpy.core.multiarray._reconstruct": _reconstruct,
-    "numpy.core.numeric._frombuffer": _frombuffer,
-    "numpy.core.multiarray.scalar": _scalar,
-    "numpy.dtype": _dtype,
-    "_codecs.encode": _encode,
-    "collections.OrderedDict": _dict,
-    "collections.Counter": _dict,
-    "collections.defaultdict": _defaultdict,
-    "collections.deque": _list,
-    "builtins.dict": _dict,
-    "builtins.list": _list,
-    "builtins.tuple": lambda u, source=(): tuple(_list(u, source)),
-    "builtins.set": _set,
-    "builtins.frozenset": _set,
-    "builtins.complex": _complex,
-    "builtins.bytes": _bytes,
-    "builtins.bytearray": _bytes,
-    "copyreg._reconstructor": _reconstructor,
-    "copyreg.__newobj__": _newobj,
-    **{f"pathlib.{sub}{kind}": _path for sub in ("", "_local.") for kind in
-       ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")},
-}  # fmt: skip
-
-
 # Opcodes (PEP 307, 3154, 574). EXT1/2/4, NEXT_BUFFER and READONLY_BUFFER need outside help and are refused.
 def _memo_put(u: Unpickler, index: int) -> None:
     u.memo[index] = u.stack[-1]
@@ -350,6 +187,17 @@ def _pop(u: Unpickler) -> None:
         u.stack.pop()
     else:
         u.pop_mark()
+
+
+def _pop_mark(u: Unpickler) -> None:
+    u.pop_mark()
+
+
+def _skip(count: int) -> Callable[[Unpickler], None]:
+    def op(u: Unpickler) -> None:
+        u.take(count)
+
+    return op
 
 
 def _tuple_n(count: int) -> Callable[[Unpickler], None]:
@@ -456,7 +304,7 @@ def _latin(u: Unpickler, count: int) -> None:
 _OPS: dict[int, Callable[[Unpickler], None]] = {
     ord("("): _mark,
     ord("0"): _pop,
-    ord("1"): lambda u: u.pop_mark() and None,
+    ord("1"): _pop_mark,
     ord("2"): lambda u: u.push(u.stack[-1]),
     ord("F"): lambda u: u.push(float(u.line())),
     ord("I"): _int,
@@ -494,7 +342,7 @@ _OPS: dict[int, Callable[[Unpickler], None]] = {
     ord(")"): lambda u: u.push(()),
     ord("u"): _bulk(Unpickler.set_items),
     ord("G"): lambda u: u.push(u.number(">d")),
-    0x80: lambda u: u.take(1) and None,
+    0x80: _skip(1),
     0x81: _reduce,
     0x85: _tuple_n(1),
     0x86: _tuple_n(2),
@@ -510,11 +358,11 @@ _OPS: dict[int, Callable[[Unpickler], None]] = {
     0x8E: lambda u: u.push(bytes(u.take(u.number("<Q")))),
     0x8F: lambda u: u.push(set()),
     0x90: _bulk(Unpickler.extend),
-    0x91: lambda u: u.push(_set(u, u.pop_mark())),
+    0x91: lambda u: u.push(make_set(u, u.pop_mark())),
     0x92: _newobj_ex,
     0x93: _stack_global,
     0x94: lambda u: _memo_put(u, len(u.memo)),
-    0x95: lambda u: u.take(8) and None,
+    0x95: _skip(8),
     0x96: lambda u: u.push(bytes(u.take(u.number("<Q")))),
 }
 

@@ -5,6 +5,7 @@ Layout: 8 bytes little-endian header length, a JSON object name -> {dtype, shape
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import struct
@@ -70,7 +71,7 @@ def read(data: memoryview, where: str) -> tuple[dict[str, RawTensor], dict[str, 
         spans.append((start, end, name))
         tensors[name] = RawTensor(shape, dtype, _slicer(body, start, end))
     spans.sort()
-    for (_, end, first), (start, _, second) in zip(spans, spans[1:]):
+    for (_, end, first), (start, _, second) in itertools.pairwise(spans):
         if start < end:
             raise InputError(f"{where}: tensors {first!r:.60} and {second!r:.60} overlap")
     return tensors, dict(meta)

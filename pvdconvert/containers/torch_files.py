@@ -8,6 +8,7 @@ from typing import Any
 
 from pvdconvert.containers import pickle
 from pvdconvert.containers.archive import Archive
+from pvdconvert.containers.pickle_names import storage_dtype
 from pvdconvert.containers.values import ITEM_SIZE, Malformed, Storage
 from pvdconvert.errors import InputError
 
@@ -34,7 +35,7 @@ def read_zip(archive: Archive) -> Any:
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
             raise Malformed("a reference that is no storage")
         _, kind, key, _, numel = pid[:5]
-        dtype = pickle.storage_dtype(kind)
+        dtype = storage_dtype(kind)
         member = f"{prefix}data/{key}"
         if not isinstance(key, str) or member not in known:
             raise Malformed(f"storage {key!r:.40} is not in the archive")
@@ -76,7 +77,7 @@ def read_legacy(data: memoryview, where: str) -> Any:
         if not isinstance(pid, tuple) or len(pid) != 6 or pid[0] != "storage":
             raise Malformed("a reference that is no storage")
         _, kind, key, _, numel, view = pid
-        dtype = pickle.storage_dtype(kind)
+        dtype = storage_dtype(kind)
         if dtype is None:
             raise Malformed(f"a storage of type {getattr(kind, 'name', kind)!r:.60}, which is not supported")
         if not isinstance(key, str) or type(numel) is not int or numel < 0:

@@ -1,6 +1,6 @@
 """Writes what ``torch.load(..., weights_only=True)`` opens, without torch: equal content gives equal bytes.
 
-The zip of torch >= 1.6: ``data.pkl`` (protocol 2), ``byteorder``, ``data/0`` ..., ``version``; stored, payloads on 64 bytes.
+The zip of torch >= 1.6: ``data.pkl`` (protocol 2), ``byteorder``, ``data/0`` ..., ``version``; stored, 64-byte aligned.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from pvdconvert.errors import OutputError, RequestError
 
 _STORAGES = {
     "float32": "FloatStorage", "float64": "DoubleStorage", "float16": "HalfStorage", "int64": "LongStorage",
-    "int32": "IntStorage", "int16": "ShortStorage", "int8": "CharStorage", "uint8": "ByteStorage", "bool": "BoolStorage",
+    "int32": "IntStorage", "int16": "ShortStorage", "int8": "CharStorage", "uint8": "ByteStorage",
+    "bool": "BoolStorage",
 }  # fmt: skip
 ALIGNMENT = 64
 
 
 def write(path: Path, value: Any, name: str = "archive") -> None:
-    """Save ``value``: nested dict, OrderedDict (as state_dicts are), list, tuple, None, bool, int, float, str, and arrays.
+    """Save ``value``: nested dict, OrderedDict (as state_dicts are), list, tuple, None, bool, int, float, str, arrays.
 
     Raises RequestError for anything else, OutputError where the disk refuses.
     """
@@ -50,8 +51,8 @@ def _add(archive: zipfile.ZipFile, name: str, payload: bytes | memoryview) -> No
     info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
     info.create_system = 3
     assert archive.fp is not None
-    # Local header: 30 bytes, the name, and an extra field "FB" of padding, as torch's own writer does. Large members get
-    # zip64 sizes there instead (zipfile adds them), which moves the payload by 20 bytes.
+    # Local header: 30 bytes, the name, and an extra field "FB" of padding, as torch's own writer does. Large members
+    # get zip64 sizes there instead (zipfile adds them), which moves the payload by 20 bytes.
     wide = len(payload) >= 1 << 31
     start = archive.fp.tell() + 30 + len(name.encode()) + 4 + 20 * wide
     padding = -start % ALIGNMENT
