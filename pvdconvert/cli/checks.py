@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvdconvert.cli import complete
-from pvdconvert.errors import InputError, OutputError, PluginError, RequestError, UnknownError, UsageError
+from pvdconvert.cli.output import warn
+from pvdconvert.errors import InputError, OutputError, PluginError, UnknownError, UsageError
 
 if TYPE_CHECKING:
     from pvdconvert.cameras import Camera
-    from pvdconvert.plugin import FormatSpec
+    from pvdconvert.identify import Identified
+    from pvdconvert.plugin import FormatSpec, Parts, ReadOptions
     from pvdconvert.registry import Registry
 
 
@@ -42,15 +44,15 @@ def target(registry: Registry, name: str | None, layout: str | None) -> tuple[st
     formats = registry.formats()
     if name not in known and name in formats:
         holds = formats[name].spec.architectures
-        example = f"--to {holds[0] if holds else 'ARCHITECTURE'} --as {name}"
+        example = f"--to {'ARCHITECTURE' if '*' in holds else holds[0]} --as {name}"
         raise UnknownError(f"--to {name}: that is a file layout, not an architecture", hint=f"type {example}")
     registry.options(name)  # raises UnknownError or PluginError, and imports no torch
     spec = formats[format_name(registry, layout or registry.native(), "--as")].spec
     if not spec.can_write:
         writers = sorted(n for n, e in formats.items() if e.spec.can_write)
-        raise RequestError(f"--as {spec.name}: that layout can only be read", hint=f"written: {', '.join(writers)}")
-    if spec.architectures and name not in spec.architectures:
-        raise RequestError(
+        raise UsageError(f"--as {spec.name}: that layout can only be read", hint=f"written: {', '.join(writers)}")
+    if "*" not in spec.architectures and name not in spec.architectures:
+        raise UsageError(
             f"--as {spec.name}: that layout cannot hold {name}", hint=f"it holds {', '.join(spec.architectures)}"
         )
     return name, spec
@@ -102,13 +104,30 @@ def output(path: Path, *, force: bool, source: Path | None = None, suffix: str =
     return path
 
 
-def cameras(path: Path | None) -> tuple[Camera, ...] | None:
+def resumable(path: Path, resume: bool) -> None:
+    """Refuse ``--resume`` where nothing was left behind; say so where something was and nobody asked for it."""
+    left = path.with_name(f"{path.name}.resume")
+    if resume and not left.is_dir():
+        raise UsageError(f"--resume: there is no {left}", hint="start without --resume")
+    if left.is_dir() and not resume:
+        warn(f"note: {left} holds an interrupted run; --resume would continue it")
+
+
+def cameras(path: Path) -> tuple[Camera, ...]:
     """The cameras of ``--cameras``."""
-    if path is None:
-        return None
     from pvdconvert.cameras import load_transforms
 
     return load_transforms(path)
+
+
+def readable(registry: Registry, path: Path, from_: str | None, read: ReadOptions) -> tuple[Identified, Parts]:
+    """Take the file apart without torch: refuses unknown, ambiguous, corrupt and unsafe files, and broken plugins."""
+    if from_ is not None:
+        format_name(registry, from_, "--from")
+    source(path)
+    from pvdconvert.loading import read_parts
+
+    return read_parts(path, from_=from_, read=read, registry=registry)
 
 
 def _siblings(folder: Path) -> list[str]:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from pvdconvert.cli import checks, complete, options
+from pvdconvert.cli.interrupt import Interrupt
 from pvdconvert.cli.output import emit, say
 from pvdconvert.errors import OutputError, UsageError
-
-if TYPE_CHECKING:
-    from pvdconvert.cameras import Camera
-    from pvdconvert.plugin import ReadOptions
 
 PRESETS = ("fast", "balanced", "best")
 
@@ -73,6 +69,7 @@ def command(
     near: options.Near = None,
     far: options.Far = None,
     config: options.ConfigFile = None,
+    extra: options.Extra = None,
     min_psnr: Annotated[
         float | None,
         typer.Option("--min-psnr", metavar="DB", help="Fail with exit code 6 below this mean PSNR; keep no output."),
@@ -84,6 +81,10 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, sizes and times; write nothing.")] = False,
     force: options.Force = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue what was interrupted (OUT.resume/).")] = False,
+    replay: Annotated[
+        str | None,
+        typer.Option("--replay", metavar="STEPS", help="Run exactly the steps that a report's 'replay' lists."),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.json", help="Also write the report there, as JSON.")
     ] = None,
@@ -99,41 +100,65 @@ def command(
     pvdconvert lego/ --to plenoxels --preset fast --min-psnr 30
     """
     from pvdconvert.cli import progress as drawing
+    from pvdconvert.cli import settings
+    from pvdconvert.registry import default
 
-    request = check(
-        file, to, out, from_, as_, preset, budget, max_mb, set_, cameras, min_psnr, dry_run, force, resume, report,
-        options.read_options(bounds, background, near, far, config),
-    )  # fmt: skip
+    # Contradictions and names first, then what the file system says, then the file itself; torch only after all that.
+    options.choice("--preset", preset, PRESETS)
+    seconds = None if budget is None else options.seconds(budget)
+    if max_mb is not None and not 0 < max_mb < math.inf:
+        raise UsageError(f"--max-mb {max_mb:g}: must be more than nothing")
+    if min_psnr is not None and not 0 < min_psnr < math.inf:
+        raise UsageError(f"--min-psnr {min_psnr:g}: must be decibels above 0", hint="30 is a usual gate")
     if quiet and verbose:
         raise UsageError("-q and -v contradict each other")
+    if replay is not None and budget is not None:
+        raise UsageError("--replay and --budget contradict each other: the steps decide, not the clock")
+    if dry_run and resume:
+        raise UsageError("--dry-run and --resume contradict each other")
+    read = options.read_options(bounds, background, near, far, config, extra)
     compute = options.compute(device, backend, threads)
     bar = drawing.make(progress, quiet=quiet)
-    found = identify(file, from_)
+    registry = default()
+    name, layout = checks.target(registry, to, as_)
+    sets = settings.parse(set_ or [], registry.options(name), name)
+    checks.source(file)
+    suffix = layout.suffixes[0] if layout.suffixes else ""
+    path = checks.output(out or checks.derived(file, name, suffix), force=force, source=file, suffix=suffix)
+    checks.resumable(path, resume)
+    if report is not None and checks.output(report, force=force, suffix=".json").resolve() == path.resolve():
+        raise UsageError("--report and -o name the same file")
+    if cameras is not None:
+        checks.cameras(cameras)
+    found, parts = checks.readable(registry, file, from_, read)
     try:
-        bar.note(f"{file}: {found} -> {request.to}, {request.out}")
+        bar.note(f"{file}: {found.format}, {parts.architecture} -> {name}, {path}")
         compute.apply()
         from pvdconvert.pipeline import convert
 
-        result = convert(
-            file,
-            request.to,
-            out=request.out,
-            from_=from_,
-            as_=as_,
-            preset=preset,
-            budget=request.budget,
-            max_mb=max_mb,
-            sets=request.sets,
-            device=device,
-            seed=seed,
-            cameras=request.cameras,
-            read=request.read,
-            min_psnr=min_psnr,
-            dry_run=dry_run,
-            force=force,
-            resume=resume,
-            progress=bar,
-        )
+        with Interrupt(bar) as interrupt:
+            result = convert(
+                file,
+                name,
+                out=path,
+                from_=from_,
+                as_=as_,
+                preset=preset,
+                budget=seconds,
+                max_mb=max_mb,
+                sets=sets,
+                device=compute.device,
+                seed=seed,
+                cameras=cameras,
+                read=read,
+                min_psnr=min_psnr,
+                steps=replay,
+                dry_run=dry_run,
+                force=force,
+                resume=resume,
+                progress=bar,
+                stop=interrupt.stop,
+            )
     finally:
         bar.close()
     document = result.to_json()
@@ -146,71 +171,6 @@ def command(
 
         for line in lines(document, verbose=verbose):
             say(line)
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A command line that was found free of contradictions."""
-
-    to: str
-    out: Path
-    sets: dict[str, Any]
-    budget: float | None
-    cameras: tuple[Camera, ...] | None
-    read: ReadOptions
-
-
-def check(
-    file: Path,
-    to: str | None,
-    out: Path | None,
-    from_: str | None,
-    as_: str | None,
-    preset: str,
-    budget: str | None,
-    max_mb: float | None,
-    sets: list[str] | None,
-    cameras: Path | None,
-    min_psnr: float | None,
-    dry_run: bool,
-    force: bool,
-    resume: bool,
-    report: Path | None,
-    read: ReadOptions,
-) -> Request:
-    """Refuse everything that can be refused without opening the file."""
-    from pvdconvert.cli import settings
-    from pvdconvert.registry import default
-
-    options.choice("--preset", preset, PRESETS)
-    seconds = None if budget is None else options.seconds(budget)
-    if max_mb is not None and not 0 < max_mb < math.inf:
-        raise UsageError(f"--max-mb {max_mb:g}: must be more than nothing")
-    if min_psnr is not None and not math.isfinite(min_psnr):
-        raise UsageError(f"--min-psnr {min_psnr}: not a number of decibels")
-    if dry_run and resume:
-        raise UsageError("--dry-run and --resume contradict each other")
-    registry = default()
-    name, spec = checks.target(registry, to, as_)
-    values = settings.parse(sets or [], registry.options(name), name)
-    if from_ is not None:
-        checks.format_name(registry, from_, "--from")
-    checks.source(file)
-    suffix = spec.suffixes[0] if spec.suffixes else ".safetensors" if spec.native else ""
-    path = checks.output(out or checks.derived(file, name, suffix), force=force, source=file, suffix=suffix)
-    if report is not None:
-        checks.output(report, force=force, suffix=".json")
-        if report.resolve() == path.resolve():
-            raise UsageError("--report and -o name the same file")
-    return Request(name, path, values, seconds, checks.cameras(cameras), read)
-
-
-def identify(file: Path, from_: str | None) -> str:
-    """What the file is, in words; refuses unknown, ambiguous, broken and unsafe files before torch is imported."""
-    from pvdconvert.identify import identify as look
-
-    found = look(file, from_)
-    return f"{found.format} ({found.match.reason})"
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:

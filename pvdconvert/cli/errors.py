@@ -42,11 +42,13 @@ def describe(error: BaseException) -> tuple[str, int]:
 
 def report(error: BaseException, *, json: bool, verbose: bool) -> int:
     """Print ``error`` and return its exit code. SystemExit and a broken pipe end quietly."""
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-    if isinstance(error, BrokenPipeError):
+    # Typer answers a broken pipe with SystemExit(1) of its own.
+    cause = error.__context__ if isinstance(error, SystemExit) else error
+    if isinstance(cause, BrokenPipeError):
         _discard(sys.stdout)
         return BROKEN_PIPE
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     text, code = describe(error)
     with contextlib.suppress(OSError):
         if verbose and not isinstance(error, (KeyboardInterrupt, _CLICK)):

@@ -57,7 +57,7 @@ def command(
             f["name"] + (" *" if f["native"] else ""),
             "yes" if f["read"] else "-",
             "yes" if f["write"] else "-",
-            " ".join(f["architectures"]) or "any",
+            " ".join(f["architectures"]).replace("*", "any"),
             " ".join(f["suffixes"]) or "-",
             f["origin"],
             f["title"],
@@ -92,7 +92,7 @@ def _architecture(
     options: bool,
 ) -> dict[str, Any]:
     spec = entry.spec
-    holders = [f.spec for f in formats.values() if not f.spec.architectures or name in f.spec.architectures]
+    holders = [f.spec for f in formats.values() if {"*", name} & set(f.spec.architectures)]
     row: dict[str, Any] = {
         "name": name,
         "title": spec.title,
@@ -190,7 +190,7 @@ def _details(document: dict[str, Any]) -> None:
             block(
                 [
                     ("program", row["program"] or None),
-                    ("holds", ", ".join(row["architectures"]) or "any architecture"),
+                    ("holds", ", ".join(row["architectures"]).replace("*", "any architecture")),
                     ("read", "yes" if row["read"] else "no"),
                     ("write", "yes" if row["write"] else "no"),
                     ("suffixes", " ".join(row["suffixes"]) or None),
@@ -202,12 +202,9 @@ def _details(document: dict[str, Any]) -> None:
 
 
 def _shown(value: Any) -> str:
-    import json
-
-    try:
-        return json.dumps(value)
-    except TypeError:
-        return str(value)
+    if isinstance(value, (list, tuple)):
+        return ",".join(_shown(v) for v in value)
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _indented(lines: list[str]) -> None:

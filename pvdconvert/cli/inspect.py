@@ -25,6 +25,7 @@ def command(
     near: options.Near = None,
     far: options.Far = None,
     config: options.ConfigFile = None,
+    extra: options.Extra = None,
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -35,15 +36,9 @@ def command(
     """
     from pvdconvert.registry import default
 
-    read = options.read_options(bounds, background, near, far, config)
+    read = options.read_options(bounds, background, near, far, config, extra)
     registry = default()
-    if from_ is not None:
-        checks.format_name(registry, from_, "--from")
-    checks.source(file)
-    from pvdconvert.identify import identify
-
-    found = identify(file, from_)
-    parts = registry.format(found.format).read(found.manifest, read)
+    found, parts = checks.readable(registry, file, from_, read)
     document = describe(registry, str(file), found, parts)
     if json:
         emit(document)
@@ -68,9 +63,8 @@ def describe(registry: Registry, path: str, found: Identified, parts: Parts) -> 
         "scene": {**parts.scene.to_json(), "backdrop": list(parts.scene.backdrop)},
         "notes": list(parts.notes),
         "provenance": parts.provenance,
-        "candidates": [
-            {"format": name, "score": match.score, "reason": match.reason} for name, match in found.candidates
-        ],
+        "candidates": [{"format": c.format, "score": c.score, "reason": c.reason} for c in found.candidates],
+        "forced": found.match is None,
         "tensors": [
             {"name": name, "shape": list(t.shape), "dtype": t.dtype, "bytes": _nbytes(t)}
             for name, t in parts.tensors.items()
@@ -142,11 +136,9 @@ def show(d: Mapping[str, Any], *, verbose: bool) -> None:
             "tensors", [[t["name"], "x".join(map(str, t["shape"])) or "scalar", t["dtype"]] for t in d["tensors"]],
             ["name", "shape", "type"],
         )  # fmt: skip
-    _section(
-        "candidates",
-        [[c["format"], f"{c['score']:.2f}", c["reason"]] for c in d["candidates"]],
-        ["format", "score", "reason"],
-    )
+    fits = [c for c in d["candidates"] if verbose or c["score"] > 0 or c["reason"]]
+    cells = [[c["format"], f"{c['score']:.2f}", c["reason"] or "does not fit"] for c in fits]
+    _section("candidates", cells, ["format", "score", "reason"])
     if d["notes"]:
         say()
     for text in d["notes"]:

@@ -23,7 +23,7 @@ from pvdconvert.errors import UsageError
 PROGRAM = "pvdconvert"
 DEFAULT = "convert"
 # Adding a name here is a breaking change for files of that name: they then need "./".
-COMMANDS = ("convert", "formats", "inspect", "plugins", "selftest", "doctor")
+COMMANDS = ("convert", "formats", "inspect", "render", "compare", "plugins", "selftest", "doctor")
 
 HELP = """Convert a trained radiance field of one architecture into another.
 

@@ -44,6 +44,12 @@ Far = Annotated[float | None, typer.Option("--far", metavar="DISTANCE", help="Wh
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="The source program's config, if it is not beside FILE.")
 ]
+Extra = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--extra", metavar="KEY=VALUE", help="What else the format asks for, such as focal=400; repeat for more."
+    ),
+]
 Cameras = Annotated[
     Path | None,
     typer.Option("--cameras", metavar="FILE", help="A transforms.json whose cameras to look through."),
@@ -127,7 +133,12 @@ def device(text: str) -> str:
 
 
 def read_options(
-    box: str | None, back: str | None, near: float | None, far: float | None, config: Path | None
+    box: str | None,
+    back: str | None,
+    near: float | None,
+    far: float | None,
+    config: Path | None,
+    extra: list[str] | None,
 ) -> ReadOptions:
     """What the user adds to the file. Raises UsageError for values that cannot be, InputError for a missing config."""
     from pvdconvert.errors import InputError
@@ -140,7 +151,12 @@ def read_options(
         raise UsageError(f"--near {near:g} is not before --far {far:g}")
     if config is not None and not config.is_file():
         raise InputError(f"--config {config}: no such file")
+    pairs = [pair.partition("=") for pair in extra or []]
+    for key, equals, _ in pairs:
+        if not key or not equals:
+            raise UsageError(f"--extra {key}: expected KEY=VALUE")
     return ReadOptions(
+        extra={key.strip(): text.strip() for key, _, text in pairs},
         bounds=None if box is None else bounds(box),
         background=None if back is None else background(back),
         near=near,
@@ -151,7 +167,7 @@ def read_options(
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """Where and with what to compute. Applying it imports torch."""
+    """Where and with what to compute. Using it imports torch."""
 
     device: str
     backend: Literal["auto", "torch", "numba"]
@@ -169,6 +185,13 @@ class Compute:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         set_backend(self.backend)
+
+    def choose(self) -> str:
+        """:meth:`apply`, and the device's name for torch. Raises DeviceError where it is not there."""
+        self.apply()
+        from pvdconvert.loading import choose_device
+
+        return choose_device(self.device)
 
 
 def compute(device_name: str, backend: str, threads: int | None) -> Compute:

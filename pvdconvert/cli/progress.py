@@ -56,6 +56,13 @@ class _Base:
         self._name, self._total, self._done = name, total, 0.0
         self._start, self._metrics = self._clock(), {}
 
+    def _take(self, done: float, metrics: dict[str, float]) -> None:
+        """Note where a stage is; a metric named total corrects the total that was announced."""
+        self._done = done
+        if "total" in metrics:
+            self._total = metrics.pop("total") or None
+        self._metrics.update(metrics)
+
     @property
     def _elapsed(self) -> float:
         return self._clock() - self._start
@@ -87,8 +94,7 @@ class Lines(_Base):
         self._write(f"[{name}] starts")
 
     def advance(self, done: float, **metrics: float) -> None:
-        self._done = done
-        self._metrics.update(metrics)
+        self._take(done, metrics)
         now = self._clock()
         if self._name is None or now - self._last < self._period:
             return
@@ -117,7 +123,7 @@ class JsonLines(_Base):
 
     def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic, period: float = 0.5) -> None:
         super().__init__(out, clock)
-        self._period, self._last = period, -math.inf
+        self._period, self._last, self._closed = period, -math.inf, False
 
     def stage(self, name: str, total: float | None = None) -> None:
         self._begin(name, total)
@@ -125,8 +131,7 @@ class JsonLines(_Base):
         self._send("stage", total=total)
 
     def advance(self, done: float, **metrics: float) -> None:
-        self._done = done
-        self._metrics.update(metrics)
+        self._take(done, metrics)
         now = self._clock()
         if now - self._last >= self._period or done == self._total:
             self._last = now
@@ -136,7 +141,9 @@ class JsonLines(_Base):
         self._send("note", text=text)
 
     def close(self) -> None:
-        self._send("end")
+        if not self._closed:
+            self._closed = True
+            self._send("end")
 
     def _send(self, event: str, **values: Any) -> None:
         self._write(json.dumps(clean({"event": event, "stage": self._name, **values}), allow_nan=False))
@@ -156,11 +163,10 @@ class Bars(_Base):
         self._task = self._bars().add_task(name, total=total, words="")
 
     def advance(self, done: float, **metrics: float) -> None:
-        self._done = done
-        self._metrics.update(metrics)
+        self._take(done, metrics)
         if self._task is not None:
             words = " ".join([count(done, self._total, percent=False), *metric_words(self._metrics)])
-            self._bars().update(self._task, completed=done, words=words)
+            self._bars().update(self._task, completed=done, total=self._total, words=words)
 
     def note(self, text: str) -> None:
         self._bars().console.print(f"note: {' '.join(text.split())}", markup=False, highlight=False, soft_wrap=True)
@@ -225,14 +231,13 @@ def metric_words(metrics: dict[str, float]) -> list[str]:
     for name, value in metrics.items():
         if not math.isfinite(value):
             continue
-        plain = value == 0 or 0.01 <= abs(value) < 1e6
-        words.append(
-            f"{name} {value:.4g}"
-            if plain and name != "psnr"
-            else f"{name} {value:.1f}"
-            if plain
-            else f"{name} {value:.1e}"
-        )
+        if name == "psnr":
+            text = f"{value:.1f}"
+        elif float(value).is_integer() and abs(value) < 1e12:
+            text = str(int(value))
+        else:
+            text = f"{value:.4g}" if 0.01 <= abs(value) < 1e6 else f"{value:.1e}"
+        words.append(f"{name} {text}")
     return words
 
 

@@ -9,10 +9,10 @@ from pvdconvert.cli.output import block, decibel, duration, number, size, style,
 
 _MAIN = ("path", "format", "architecture", "bytes")
 _FIDELITY = (
-    ("mean", "mean of the views"),
-    ("worst", "worst view"),
-    ("upper", "upper hemisphere"),
-    ("foreground", "where either is opaque"),
+    ("psnr", "mean of the views"),
+    ("psnr_worst", "worst view"),
+    ("psnr_upper", "upper hemisphere"),
+    ("psnr_object", "object only"),
 )
 
 
@@ -20,9 +20,10 @@ def lines(document: Mapping[str, Any], *, verbose: bool = False) -> list[str]:
     """The report for people. ``document`` is a ``pvdconvert/report/1``."""
     out = block(
         [
-            ("source", _end(document.get("source") or {}, verbose)),
-            ("target", _end(document.get("target") or {}, verbose)),
-            ("plan", _plan(document.get("plan") or {}, verbose)),
+            ("source", side(document.get("source") or {}, verbose)),
+            ("target", side(document.get("target") or {}, verbose)),
+            ("plan", _plan(document.get("plan") or {})),
+            ("config", _config((document.get("plan") or {}).get("config") or {}, verbose)),
         ]
     )
     stages = document.get("stages") or []
@@ -39,21 +40,24 @@ def lines(document: Mapping[str, Any], *, verbose: bool = False) -> list[str]:
     return out
 
 
-def fidelity(values: Mapping[str, Any]) -> list[str]:
+def fidelity(values: Mapping[str, Any], title: str = "PSNR against the teacher") -> list[str]:
     """The fidelity block: decibels against the teacher, and how far opacity and depth are off."""
     views = values.get("views")
     count = len(views) if isinstance(views, Sequence) and not isinstance(views, str) else views
-    over = f" ({count} held-out views)" if count else ""
+    over = f" ({count} views, {values['size']} px; {values.get('protocol', '')})" if count else ""
     rows: list[tuple[str, object]] = [
         (f"  {text}", f"{decibel(values[key]):>6} dB") for key, text in _FIDELITY if values.get(key) is not None
     ]
+    if values.get("ssim") is not None:
+        rows.append(("  SSIM", f"{values['ssim']:>9.4f}"))
     for key, text in (("opacity_error", "opacity error"), ("depth_error", "depth error")):
         if values.get(key) is not None:
             rows.append((f"  {text}", f"{values[key]:>9.4g}"))
-    return [style("PSNR against the teacher", "bold") + over, *block(rows)]
+    return [style(title, "bold") + over, *block(rows)]
 
 
-def _end(values: Mapping[str, Any], verbose: bool) -> str | None:
+def side(values: Mapping[str, Any], verbose: bool = False) -> str | None:
+    """One line on an end of the road: path, format, architecture, size."""
     if not values:
         return None
     parts = [str(values[key]) for key in ("path", "out") if values.get(key)][:1]
@@ -66,22 +70,22 @@ def _end(values: Mapping[str, Any], verbose: bool) -> str | None:
     return "  ".join(parts)
 
 
-def _plan(values: Mapping[str, Any], verbose: bool) -> str | None:
-    """One line: what the planner decided. Nested values (the configuration) are spelled out."""
-    parts = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            inner = " ".join(f"{k}={_short(v)}" for k, v in value.items() if verbose or _plain(v))
-            parts += [f"{key}: {inner}"] if inner else []
-        elif value is None or value == [] or value == "":
-            continue
-        elif key.endswith("bytes") and isinstance(value, (int, float)):
-            parts.append(f"{key.removesuffix('_bytes')} {size(value)}")
-        elif key.endswith("seconds") and isinstance(value, (int, float)):
-            parts.append(f"{key.removesuffix('_seconds')} {duration(value)}")
-        else:
-            parts.append(f"{key} {_short(value)}")
-    return "; ".join(parts) or None
+def _plan(values: Mapping[str, Any]) -> str | None:
+    """What the planner decided, in one line, without the configuration."""
+    if not values:
+        return None
+    parts = [str(values["kind"])] if values.get("kind") else []
+    if values.get("seconds"):
+        parts.append(f"about {duration(values['seconds'])}")
+    if values.get("samples"):
+        parts.append(f"{values['samples']:,} samples on {values.get('rays', 0):,} rays")
+    if values.get("surface_cells"):
+        parts.append(f"{values['surface_cells']:,} surface cells")
+    return ", ".join(parts) or None
+
+
+def _config(values: Mapping[str, Any], verbose: bool) -> str | None:
+    return " ".join(f"{k}={_short(v)}" for k, v in values.items() if v is not None and (verbose or _plain(v))) or None
 
 
 def _stages(stages: Sequence[Mapping[str, Any]]) -> list[str]:

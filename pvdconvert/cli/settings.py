@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pvdconvert.errors import UsageError
+from pvdconvert.plugin import option_help
 
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
@@ -20,6 +22,12 @@ def hints(options: type) -> dict[str, Any]:
     return typing.get_type_hints(options)
 
 
+def shorthands(options: type) -> list[str]:
+    """Keys that only a planner knows: those that the help of a configuration key offers as ``--set KEY=...``."""
+    texts = [text for _, _, text in option_help(options)]
+    return [key for text in texts for key in re.findall(r"--set (\w+)=", text)]
+
+
 def type_name(hint: Any) -> str:
     """A type as a user reads it: "int", "int or none", "'mlp' or 'sh'"."""
     origin = typing.get_origin(hint)
@@ -27,18 +35,20 @@ def type_name(hint: Any) -> str:
         return " or ".join(str(v) for v in typing.get_args(hint))
     if origin in (typing.Union, types.UnionType):
         return " or ".join("none" if a is type(None) else type_name(a) for a in typing.get_args(hint))
-    if origin in (tuple, list):
+    if origin in (tuple, list, Sequence):
         inner = [a for a in typing.get_args(hint) if a is not Ellipsis]
         if origin is tuple and Ellipsis not in typing.get_args(hint) and inner:
             return ",".join(type_name(a) for a in inner)
         return f"{type_name(inner[0])},..." if inner else "list"
+    if origin in (dict, Mapping):
+        return "a JSON object"
     return getattr(hint, "__name__", str(hint))
 
 
 def parse(pairs: Sequence[str], options: type, architecture: str) -> dict[str, Any]:
     """The values of ``--set`` for ``architecture``. Raises UsageError naming the key and what it takes."""
-    known = hints(options)
-    names = [f.name for f in dataclasses.fields(options)]
+    known = {**dict.fromkeys(shorthands(options), Any), **hints(options)}
+    names = [*(f.name for f in dataclasses.fields(options)), *shorthands(options)]
     values: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -98,24 +108,34 @@ def value(hint: Any, text: str) -> Any:
         return number
     if hint is str:
         return text
-    if origin in (tuple, list) or hint in (tuple, list):
+    if origin in (tuple, list, Sequence) or hint in (tuple, list):
         return _sequence(hint, text)
+    if origin in (dict, Mapping) or hint is dict:
+        return _mapping(text)
     return _json(text)
 
 
 def _sequence(hint: Any, text: str) -> Any:
+    """A list, as JSON has it. One number for a tuple of numbers passes as that number: planners may spread it."""
     inner = typing.get_args(hint)
-    kind = typing.get_origin(hint) or hint
-    bare = text.strip()
-    if bare[:1] in "[(" and bare[-1:] in "])":
-        bare = bare[1:-1]
-    items = [item.strip().strip("\"'") for item in bare.split(",") if item.strip()]
-    if kind is tuple and inner and Ellipsis not in inner:
+    if text.startswith("["):
+        items = [item if isinstance(item, str) else json.dumps(item) for item in json.loads(text)]
+    else:
+        items = [item.strip() for item in text.strip("()").split(",") if item.strip()]
+        if len(items) == 1 and len(inner) > 1 and Ellipsis not in inner:
+            return value(inner[0], items[0])
+    if len(inner) > 1 and Ellipsis not in inner:
         if len(items) != len(inner):
             raise ValueError
-        return tuple(value(h, item) for h, item in zip(inner, items, strict=True))
-    element = inner[0] if inner else Any
-    return kind(value(element, item) for item in items)
+        return [value(h, item) for h, item in zip(inner, items, strict=True)]
+    return [value(inner[0] if inner else Any, item) for item in items]
+
+
+def _mapping(text: str) -> Any:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError
+    return found
 
 
 def _json(text: str) -> Any:
