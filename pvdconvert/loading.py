@@ -43,7 +43,11 @@ class Loaded:
 
 
 def read_parts(
-    path: Path, *, from_: str | None = None, read: ReadOptions | None = None, registry: registries.Registry | None = None
+    path: Path,
+    *,
+    from_: str | None = None,
+    read: ReadOptions | None = None,
+    registry: registries.Registry | None = None,
 ) -> tuple[Identified, Parts]:
     """Recognise ``path`` by content and take it apart; tensors stay in the file. Imports no torch."""
     registry = registry or registries.default()
@@ -132,7 +136,9 @@ def choose_device(name: str) -> str:
             raise DeviceError(f"device {name!r}: this torch sees no CUDA device", hint="--device cpu")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise DeviceError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}", hint="--device cpu") from error
+        raise DeviceError(
+            f"device {name!r} cannot be used: {str(error).splitlines()[0]}", hint="--device cpu"
+        ) from error
     return name
 
 

@@ -57,9 +57,7 @@ def prepare(
         for attempt in range(3):
             cameras = sphere_cameras(occupancy.box, 2, _check_size(field, seconds), seed + attempt)
             o, d = _rays(cameras, where)
-            occupancy, found = check_occupancy(
-                field, occupancy, scene.box, o, d, scene.backdrop, steps=CHECK_STEPS
-            )
+            occupancy, found = check_occupancy(field, occupancy, scene.box, o, d, scene.backdrop, steps=CHECK_STEPS)
             if not found.added:
                 break
             progress.note(f"occupancy: {found.added} missed cells added")

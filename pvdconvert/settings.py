@@ -66,7 +66,7 @@ class Settings:
 
 
 def parse_sets(sets: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of ``--set key=value``: JSON where it parses (numbers, true, lists), "a,b,c" of numbers as a list, else text."""
+    """Values of ``--set key=value``: JSON where it parses (numbers, true, lists), "a,b,c" as a list, else text."""
     out: dict[str, Any] = {}
     for key, value in sets.items():
         if not isinstance(value, str):

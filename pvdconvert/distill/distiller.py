@@ -233,9 +233,11 @@ class Distiller:
 
     def _stage(self, stage: Stage, seconds: float, window: tuple[float, float], fixed: tuple[int, int] | None) -> None:
         at = self.position
-        self.progress.stage(str(stage), None)
+        self.progress.stage(str(stage), float(at.planned) if at.planned else None)
         report = StageReport(str(stage))
-        report.psnr_before = self.reports[-1].psnr_after if self.reports and self.reports[-1].psnr_after else self.evaluate()
+        report.psnr_before = (
+            self.reports[-1].psnr_after if self.reports and self.reports[-1].psnr_after else self.evaluate()
+        )
         plateau = Plateau()
         begin = measured = time.perf_counter()
         first = at.step
@@ -258,11 +260,12 @@ class Distiller:
             if at.step == first + WARMUP and not at.planned:
                 cost = (now - measured) / (WARMUP - 3)
                 at.planned = max(WARMUP, WARMUP + int((seconds - (now - begin)) / max(cost, 1e-6)))
+                self.progress.stage(str(stage), float(at.planned))
             if at.step % 16 == 0:
                 value = float(loss.detach())
                 if value != value or value == float("inf"):
                     raise RequestError(f"stage {stage}: the student's loss is not a number", hint="try another --seed")
-                self.progress.advance(at.step, total=float(at.planned), loss=value)
+                self.progress.advance(at.step, loss=value)
             at.seconds = now - begin
             if self.stop():
                 raise Stopped
@@ -272,7 +275,7 @@ class Distiller:
                 fixed is None
                 and stage in (Stage.DENSITY, Stage.COLOR)
                 and at.planned
-                and at.step % max(WARMUP, at.planned // 5) == 0
+                and at.step % max(4 * WARMUP, at.planned // 5) == 0
                 and plateau.reached(self._held_loss(stage))
             ):
                 report.note = "plateau"

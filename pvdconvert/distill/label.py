@@ -70,8 +70,10 @@ def label(
         counts = got.offsets[1:] - got.offsets[:-1]
         hit = counts > 0
         parts.append(
-            (got.x, got.t, got.dt, got.sigma, got.weight, got.rgb, got.colored)
-            + (got.d[hit], counts[hit], got.ray_rgb[hit], got.ray_opacity[hit], got.ray_depth[hit])
+            (
+                *(got.x, got.t, got.dt, got.sigma, got.weight, got.rgb, got.colored),
+                *(got.d[hit], counts[hit], got.ray_rgb[hit], got.ray_opacity[hit], got.ray_depth[hit]),
+            )
         )
         samples += len(got.x)
         done += 1
@@ -85,7 +87,7 @@ def label(
     x, t, dt, sigma, weight, rgb, colored, d, counts, ray_rgb, ray_opacity, ray_depth = (
         torch.cat(column) for column in zip(*parts)
     )
-    if not bool((torch.isfinite(sigma).all() & torch.isfinite(rgb).all())):
+    if not bool(torch.isfinite(sigma).all() & torch.isfinite(rgb).all()):
         raise RequestError("the teacher answers values that are not numbers", hint="its weights are damaged")
     if not bool((weight > 0.05).any()):
         raise RequestError("no view sees any density", hint="is the box right? give --bounds x0,y0,z0,x1,y1,z1")

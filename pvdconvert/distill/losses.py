@@ -1,9 +1,9 @@
 """What is compared at each stage, in bounded and meaningful spaces (pvd.md 1.3, 6.5).
 
-PVD clamps the raw log-density to [-2, 7] and compares it there: an entry that leaves the range has no gradient and never
-comes back, and empty space is never empty. Here density is compared as opacity over a step (bounded by itself) plus a
-Huber loss on the log of the optical thickness that is *one-sided* beyond the range: too empty and too opaque are satisfied by
-anything beyond the limit, and whoever is on the wrong side of it always has a gradient.
+PVD clamps the raw log-density to [-2, 7] and compares it there: an entry that leaves the range has no gradient and
+never comes back, and empty space is never empty. Here density is compared as opacity over a step (bounded by itself)
+plus a Huber loss on the log of the optical thickness that is *one-sided* beyond the range: too empty and too opaque are
+satisfied by anything beyond the limit, and whoever is on the wrong side of it always has a gradient.
 """
 
 from __future__ import annotations

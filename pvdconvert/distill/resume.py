@@ -124,7 +124,10 @@ class State:
 
 
 def load(where: Path, settings: Settings, sha256: str) -> State:
-    """Read what :func:`save` wrote. Raises UsageError where the request is not the same, InputError where it is damaged."""
+    """Read what :func:`save` wrote.
+
+    Raises UsageError where the request is not the same, InputError where the state is damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -48,9 +48,7 @@ class Replay:
             if labels < 1:
                 raise ValueError("labels")
         except ValueError as error:
-            raise UsageError(
-                f"steps {text!r} are not a replay: {error}", hint="copy 'replay' from a report"
-            ) from error
+            raise UsageError(f"steps {text!r} are not a replay: {error}", hint="copy 'replay' from a report") from error
         return cls(labels, tuple(stages))
 
 

@@ -1,7 +1,7 @@
 """The teacher's answers, asked once and replayed by every later step.
 
-A store is a bank of rays through pseudo-views, with every sample on them that matters, and a share of points anywhere in
-occupied space. Volume stages draw single samples from it; the render stage draws whole rays; projections read it whole.
+A store is a bank of rays through pseudo-views, with every sample on them that matters, and a share of points anywhere
+in occupied space. Volume stages draw single samples from it; the render stage draws whole rays; projections read it whole.
 """
 
 from __future__ import annotations

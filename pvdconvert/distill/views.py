@@ -84,8 +84,8 @@ def draw_rays(
 ) -> tuple[Tensor, Tensor]:
     """Origins and unit directions [count, 3], world, deterministic in ``seed``.
 
-    Without ``cameras``: from the full sphere around ``box`` (forward-facing for NDC scenes). With them: 70 % through them
-    and between them, the rest from the sphere, so that no side is left to chance.
+    Without ``cameras``: from the full sphere around ``box`` (forward-facing for NDC scenes). With them: 70 % through
+    them and between them, the rest from the sphere, so that no side is left to chance.
     """
     rng = np.random.default_rng(seed)
     if scene.ray_space.kind == "ndc":

@@ -1,7 +1,8 @@
 """Building occupancy from any field, coarse to fine, and checking that it hides nothing (pvd.md 6.3, 7).
 
-Never a blind evaluation of the fine cube: a coarse grid is asked first, its occupied cells are dilated and split, and only
-those are asked again. Thin parts that fall between the points are found by rays that ignore the grid (:func:`repair`).
+Never a blind evaluation of the fine cube: a coarse grid is asked first, its occupied cells are dilated and split, and
+only those are asked again. Thin parts that fall between the points are found by rays that ignore the grid
+(:func:`check_occupancy`).
 """
 
 from __future__ import annotations
@@ -118,10 +119,10 @@ def build_occupancy(
     seconds: float = 6.0,
     flops_per_second: float = 5e10,
 ) -> Occupancy:
-    """Occupied cells of ``field`` in ``box``, ``resolution`` of them along its longest side (a multiple of 64 is best).
+    """Occupied cells of ``field`` in ``box``, ``resolution`` of them along its longest side (64, 128, 256, ...).
 
-    The number of points a cell follows from what the field costs and ``seconds``. Raises RequestError where the box holds
-    no density at all.
+    The number of points a cell follows from what the field costs and ``seconds``. Raises RequestError where the box
+    holds no density at all.
     """
     progress = progress or Silent()
     device = device or torch.device("cpu")
@@ -151,6 +152,8 @@ def build_occupancy(
             hint="is the box right? give --bounds x0,y0,z0,x1,y1,z1",
         )
     fine = Occupancy(coarse.origin, coarse.cell, dilate(grid))
+    if support is not None:
+        fine.grid &= resample(support, fine).grid
     while fine.cell > box.longest / resolution * 1.001:
         fine = split(fine, 2)
         if support is not None:
@@ -191,8 +194,8 @@ def check_occupancy(
 ) -> tuple[Occupancy, Check]:
     """Render rays ``o``, ``d`` [R, 3] through the whole box with and without ``occupancy``; mend what it hid.
 
-    Cells whose hidden samples carry a visible weight are added (grown by one cell). Returns the mended grid and the PSNR
-    that the grid had *before* mending.
+    Cells whose hidden samples carry a visible weight are added (grown by one cell). Returns the mended grid and the
+    PSNR that the grid had *before* mending.
     """
     from pvdconvert.kernels.march import ray_box
 

@@ -1,4 +1,4 @@
-"""What a conversion did, as data: the object that ``convert`` returns, the CLI prints and ``--json`` writes. No torch."""
+"""What a conversion did, as data: what ``convert`` returns, the CLI prints and ``--json`` writes. No torch."""
 
 from __future__ import annotations
 
