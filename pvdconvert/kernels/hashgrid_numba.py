@@ -2,7 +2,8 @@
 
 Forward: every thread owns a run of points and walks it level by level, so that one level's rows stay in its cache.
 Backward: every thread owns whole levels and adds in the order of the points: no atomics, and the same bits for any
-number of threads.
+number of threads. Both work in blocks: first rows and weights of all corners (vector instructions), then the memory
+accesses alone, which overlap as they no longer wait for arithmetic (1.8 to 2.6 times the speed of a single loop).
 """
 
 from __future__ import annotations
@@ -16,62 +17,112 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from pvdconvert.kernels.hashgrid_spec import PRIMES, HashGridSpec
+from pvdconvert.kernels.hashgrid_spec import PRIMES, HashGridSpec, Level
 
-_P1, _P2 = PRIMES[1], PRIMES[2]
-_UINT32 = 0xFFFFFFFF
-_ONE, _HALF, _TWO, _THREE = np.float32(1), np.float32(0.5), np.float32(2), np.float32(3)
-_DENSE, _POWER, _HASHED = 0, 1, 2
+_BLOCK = 256
+_P1, _P2 = np.uint32(PRIMES[1]), np.uint32(PRIMES[2])
+_ZERO, _HALF, _ONE, _TWO, _THREE = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2), np.float32(3)
+_I1 = np.uint32(1)
+# How the row of a corner is found: see _kind.
+_DENSE, _WRAPPED, _POWER, _HASHED = 0, 1, 2, 3
 # Neither nnan nor ninf: positions may be NaN, and must then be found outside.
 _FAST = {"contract", "nsz", "arcp"}
 
 
-@njit(cache=True, inline="always")
-def _row(ix, iy, iz, stride, entries, kind):  # type: ignore[no-untyped-def]
-    # int64 throughout: positions are bounded by the domain, so that no product leaves 63 bits.
+@njit(cache=True, fastmath=_FAST, error_model="numpy")
+def _corners(x, begin, count, rows, weights, scale, stride, entries, kind, low, high, smooth):  # type: ignore[no-untyped-def]
+    """Rows and weights [8, count] of the corners around points ``begin ..``; outside, the weights are 0.
+
+    The domain keeps cells within int32, and uint32 arithmetic wraps as the rules want it.
+    """
+    s1 = np.uint32(stride)
+    s2 = np.uint32(s1 * s1)
+    for i in range(count):
+        a, b, c = x[begin + i, 0], x[begin + i, 1], x[begin + i, 2]
+        ok = a >= low and a <= high and b >= low and b <= high and c >= low and c <= high
+        a = (a if ok else _ZERO) * scale + _HALF
+        b = (b if ok else _ZERO) * scale + _HALF
+        c = (c if ok else _ZERO) * scale + _HALF
+        fa, fb, fc = np.floor(a), np.floor(b), np.floor(c)
+        u, v, w = a - fa, b - fb, c - fc
+        if smooth:
+            u, v, w = u * u * (_THREE - _TWO * u), v * v * (_THREE - _TWO * v), w * w * (_THREE - _TWO * w)
+        x0, y0, z0 = np.uint32(np.int32(fa)), np.uint32(np.int32(fb)), np.uint32(np.int32(fc))
+        x1 = np.uint32(x0 + _I1)
+        if kind >= _POWER:
+            y0, z0 = np.uint32(y0 * _P1), np.uint32(z0 * _P2)
+            y1, z1 = np.uint32(y0 + _P1), np.uint32(z0 + _P2)
+            rows[0, i], rows[1, i] = x0 ^ y0 ^ z0, x1 ^ y0 ^ z0
+            rows[2, i], rows[3, i] = x0 ^ y1 ^ z0, x1 ^ y1 ^ z0
+            rows[4, i], rows[5, i] = x0 ^ y0 ^ z1, x1 ^ y0 ^ z1
+            rows[6, i], rows[7, i] = x0 ^ y1 ^ z1, x1 ^ y1 ^ z1
+        else:
+            y0, z0 = np.uint32(y0 * s1), np.uint32(z0 * s2)
+            y1, z1 = np.uint32(y0 + s1), np.uint32(z0 + s2)
+            rows[0, i], rows[1, i] = x0 + y0 + z0, x1 + y0 + z0
+            rows[2, i], rows[3, i] = x0 + y1 + z0, x1 + y1 + z0
+            rows[4, i], rows[5, i] = x0 + y0 + z1, x1 + y0 + z1
+            rows[6, i], rows[7, i] = x0 + y1 + z1, x1 + y1 + z1
+        inside = _ONE if ok else _ZERO
+        u0, u1 = (_ONE - u) * inside, u * inside
+        v0, w0 = _ONE - v, _ONE - w
+        weights[0, i], weights[1, i] = u0 * v0 * w0, u1 * v0 * w0
+        weights[2, i], weights[3, i] = u0 * v * w0, u1 * v * w0
+        weights[4, i], weights[5, i] = u0 * v0 * w, u1 * v0 * w
+        weights[6, i], weights[7, i] = u0 * v * w, u1 * v * w
     if kind == _POWER:
-        return (ix ^ (iy * _P1) ^ (iz * _P2)) & (entries - 1)
-    if kind == _DENSE:
-        row = ix + (iy + iz * stride) * stride
-        if row < 0 or row >= entries:
-            row = (row & _UINT32) % entries
-        return row
-    return ((ix ^ (iy * _P1) ^ (iz * _P2)) & _UINT32) % entries
+        mask = np.uint32(entries - 1)
+        for k in range(8):
+            for i in range(count):
+                rows[k, i] &= mask
+    elif kind != _DENSE:
+        n = np.uint32(entries)
+        for k in range(8):
+            for i in range(count):
+                if rows[k, i] >= n:
+                    rows[k, i] %= n
 
 
 @njit(cache=True, fastmath=_FAST, error_model="numpy")
 def _forward_level(x, table, out, column, begin, end, scale, stride, entries, kind, low, high, smooth):  # type: ignore[no-untyped-def]
-    width = table.shape[1]
-    for n in range(begin, end):
-        a, b, c = x[n, 0], x[n, 1], x[n, 2]
-        if not (a >= low and a <= high and b >= low and b <= high and c >= low and c <= high):
-            for f in range(width):
-                out[column + f, n] = 0
-            continue
-        a, b, c = a * scale + _HALF, b * scale + _HALF, c * scale + _HALF
-        fa, fb, fc = np.floor(a), np.floor(b), np.floor(c)
-        ix, iy, iz = np.int64(fa), np.int64(fb), np.int64(fc)
-        u, v, w = a - fa, b - fb, c - fc
-        if smooth:
-            u, v, w = u * u * (_THREE - _TWO * u), v * v * (_THREE - _TWO * v), w * w * (_THREE - _TWO * w)
-        if width == 2:
-            s0 = np.float32(0)
-            s1 = np.float32(0)
-            for k in range(8):
-                row = _row(ix + (k & 1), iy + (k >> 1 & 1), iz + (k >> 2), stride, entries, kind)
-                q = (u if k & 1 else _ONE - u) * (v if k & 2 else _ONE - v) * (w if k & 4 else _ONE - w)
-                s0 += q * table[row, 0]
-                s1 += q * table[row, 1]
-            out[column, n] = s0
-            out[column + 1, n] = s1
+    rows, weights = np.empty((8, _BLOCK), np.uint32), np.empty((8, _BLOCK), np.float32)
+    for first in range(begin, end, _BLOCK):
+        count = min(_BLOCK, end - first)
+        _corners(x, first, count, rows, weights, scale, stride, entries, kind, low, high, smooth)
+        if table.shape[1] == 2:
+            for i in range(count):
+                s0, s1 = _ZERO, _ZERO
+                for k in range(8):
+                    s0 += weights[k, i] * table[rows[k, i], 0]
+                    s1 += weights[k, i] * table[rows[k, i], 1]
+                out[column, first + i] = s0
+                out[column + 1, first + i] = s1
         else:
-            for f in range(width):
-                out[column + f, n] = 0
-            for k in range(8):
-                row = _row(ix + (k & 1), iy + (k >> 1 & 1), iz + (k >> 2), stride, entries, kind)
-                q = (u if k & 1 else _ONE - u) * (v if k & 2 else _ONE - v) * (w if k & 4 else _ONE - w)
-                for f in range(width):
-                    out[column + f, n] += q * table[row, f]
+            for i in range(count):
+                for f in range(table.shape[1]):
+                    s0 = _ZERO
+                    for k in range(8):
+                        s0 += weights[k, i] * table[rows[k, i], f]
+                    out[column + f, first + i] = s0
+
+
+@njit(cache=True, fastmath=_FAST, error_model="numpy")
+def _backward_level(x, grad, table, column, scale, stride, entries, kind, low, high, smooth):  # type: ignore[no-untyped-def]
+    rows, weights = np.empty((8, _BLOCK), np.uint32), np.empty((8, _BLOCK), np.float32)
+    for first in range(0, x.shape[0], _BLOCK):
+        count = min(_BLOCK, x.shape[0] - first)
+        _corners(x, first, count, rows, weights, scale, stride, entries, kind, low, high, smooth)
+        if table.shape[1] == 2:
+            for i in range(count):
+                g0, g1 = grad[first + i, column], grad[first + i, column + 1]
+                for k in range(8):
+                    table[rows[k, i], 0] += weights[k, i] * g0
+                    table[rows[k, i], 1] += weights[k, i] * g1
+        else:
+            for i in range(count):
+                for k in range(8):
+                    for f in range(table.shape[1]):
+                        table[rows[k, i], f] += weights[k, i] * grad[first + i, column + f]
 
 
 @njit(cache=True, parallel=True)
@@ -89,30 +140,6 @@ def _forward(x, table, out, scales, ints, low, high, smooth, threads):  # type: 
             )
 
 
-@njit(cache=True, fastmath=_FAST, error_model="numpy")
-def _backward_level(x, grad, table, column, scale, stride, entries, kind, low, high, smooth):  # type: ignore[no-untyped-def]
-    width = table.shape[1]
-    for n in range(x.shape[0]):
-        a, b, c = x[n, 0], x[n, 1], x[n, 2]
-        if not (a >= low and a <= high and b >= low and b <= high and c >= low and c <= high):
-            continue
-        a, b, c = a * scale + _HALF, b * scale + _HALF, c * scale + _HALF
-        fa, fb, fc = np.floor(a), np.floor(b), np.floor(c)
-        ix, iy, iz = np.int64(fa), np.int64(fb), np.int64(fc)
-        u, v, w = a - fa, b - fb, c - fc
-        if smooth:
-            u, v, w = u * u * (_THREE - _TWO * u), v * v * (_THREE - _TWO * v), w * w * (_THREE - _TWO * w)
-        for k in range(8):
-            row = _row(ix + (k & 1), iy + (k >> 1 & 1), iz + (k >> 2), stride, entries, kind)
-            q = (u if k & 1 else _ONE - u) * (v if k & 2 else _ONE - v) * (w if k & 4 else _ONE - w)
-            if width == 2:
-                table[row, 0] += q * grad[n, column]
-                table[row, 1] += q * grad[n, column + 1]
-            else:
-                for f in range(width):
-                    table[row, f] += q * grad[n, column + f]
-
-
 @njit(cache=True, parallel=True)
 def _backward(x, grad, table, scales, ints, low, high, smooth, threads):  # type: ignore[no-untyped-def]
     width, levels = table.shape[1], scales.shape[0]
@@ -124,14 +151,18 @@ def _backward(x, grad, table, scales, ints, low, high, smooth, threads):  # type
             _backward_level(x, grad, rows, level * width, scales[level], stride, entries, kind, low, high, smooth)
 
 
+def _kind(level: Level, spec: HashGridSpec) -> int:
+    if level.hashed:
+        return _HASHED if level.entries & (level.entries - 1) else _POWER
+    # Within the box, torch-ngp's corners end at stride - 1; tcnn's reach stride, one too many, and wrap.
+    fits = spec.index_rule == "torch-ngp" and level.stride**3 <= level.entries
+    return _DENSE if fits else _WRAPPED
+
+
 @functools.lru_cache(maxsize=16)
 def _arrays(spec: HashGridSpec) -> tuple[Any, Any, np.float32, np.float32, bool]:
     scales = np.array([level.scale for level in spec.levels], dtype=np.float32)
-    rows = []
-    for v in spec.levels:
-        kind = _DENSE if not v.hashed else _POWER if v.entries & (v.entries - 1) == 0 else _HASHED
-        rows.append((v.stride, v.entries, v.offset, kind))
-    ints = np.array(rows, dtype=np.int64)
+    ints = np.array([(v.stride, v.entries, v.offset, _kind(v, spec)) for v in spec.levels], dtype=np.int64)
     low, high = spec.domain
     return scales, ints, np.float32(low), np.float32(high), spec.interpolation == "smoothstep"
 
@@ -143,25 +174,49 @@ def _threads() -> int:
     return threads
 
 
+def _run(parallel: Any, serial: Any, x: Any, other: Any, target: Any, spec: HashGridSpec) -> None:
+    """``parallel`` over all threads; with one thread, level by level without a parallel region: OpenMP's idle threads
+    would spin after it."""
+    scales, ints, low, high, smooth = _arrays(spec)
+    threads = _threads()
+    if threads > 1:
+        parallel(x, other, target, scales, ints, low, high, smooth, threads)
+        return
+    for level, (stride, entries, first, kind) in enumerate(ints.tolist()):
+        part = slice(first, first + entries)
+        serial(level * spec.features, part, scales[level], stride, entries, kind, low, high, smooth)
+
+
 class _HashEncode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x01: Tensor, table: Tensor, spec: HashGridSpec) -> Tensor:
-        x, rows = x01.detach().contiguous(), table.detach().contiguous()
+        x = x01.detach().contiguous()
+        points, rows = x.numpy(), table.detach().contiguous().numpy()
         # Feature-major, so that each level writes one run of memory; the transpose is free for what follows (a GEMM).
-        out = torch.empty(spec.width, x.shape[0])
-        if x.shape[0]:
-            _forward(x.numpy(), rows.numpy(), out.numpy(), *_arrays(spec), _threads())
+        out = torch.empty(spec.width, len(points))
+        target = out.numpy()
+
+        def serial(column: int, part: slice, *level: Any) -> None:
+            _forward_level(points, rows[part], target, column, 0, len(points), *level)
+
+        if len(points):
+            _run(_forward, serial, points, rows, target, spec)
         ctx.save_for_backward(x)
         ctx.spec = spec
         return out.t()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
-        (x,) = ctx.saved_tensors
         spec: HashGridSpec = ctx.spec
+        points, grad = ctx.saved_tensors[0].numpy(), grads[0].contiguous().numpy()
         table = torch.zeros(spec.entries, spec.features)
-        if x.shape[0]:
-            _backward(x.numpy(), grads[0].contiguous().numpy(), table.numpy(), *_arrays(spec), _threads())
+        target = table.numpy()
+
+        def serial(column: int, part: slice, *level: Any) -> None:
+            _backward_level(points, grad, target[part], column, *level)
+
+        if len(points):
+            _run(_backward, serial, points, grad, target, spec)
         return None, table, None
 
 

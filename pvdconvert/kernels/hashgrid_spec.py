@@ -150,9 +150,9 @@ class HashGridSpec:
     def domain(self) -> tuple[float, float]:
         """Where ``x01`` is looked up; anything else (and NaN) encodes to zeros.
 
-        torch-ngp: the box. tcnn does not check; 1024 boxes on either side keep its integers from overflowing here.
+        torch-ngp: the box. tcnn does not check; 256 boxes on either side keep its integers within int32 here.
         """
-        return (0.0, 1.0) if self.index_rule == "torch-ngp" else (-1024.0, 1024.0)
+        return (0.0, 1.0) if self.index_rule == "torch-ngp" else (-256.0, 256.0)
 
 
 def level_scale(level: int, base: int, per_level_scale: float) -> float:
