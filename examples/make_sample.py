@@ -61,7 +61,7 @@ def main() -> None:
     for stage in report.stages:
         print(f"{stage.name:10s} {stage.steps:6d} steps  {stage.seconds:7.1f} s  {stage.psnr_after} dB  {stage.note}")
     size = given.out.stat().st_size / 1e6
-    print(f"{given.out}: {size:.2f} MB, {report.fidelity['mean']:.2f} dB against the procedural truth (fidelity/1)")
+    print(f"{given.out}: {size:.2f} MB, {report.fidelity['psnr']:.2f} dB against the procedural truth (fidelity/1)")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+"""Documents that must not drift from the code."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from pvdconvert.registry import default
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_generate", REPO / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_formats_is_current(generator: ModuleType) -> None:
+    assert generator.TARGET.read_text(encoding="utf-8") == generator.text(default()), "run: python docs/generate.py"
+
+
+def test_tables_escape_their_separator(generator: ModuleType) -> None:
+    assert generator.table(["a"], [["x | y"]]) == "| a |\n| --- |\n| x \\| y |"
+
+
+def commands(text: str) -> list[str]:
+    """The lines of all shell blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    return [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_ci_runs_the_commands_of_the_readme() -> None:
+    ci = (REPO / ".ci" / "run").read_text()
+    readme = commands((REPO / "README.md").read_text())
+    tests = [line for line in readme if "pytest" in line]
+    installs = [part for line in readme for part in line.split(" && ") if "pip install" in part]
+    assert len(tests) == 1
+    assert tests[0] in ci.splitlines()
+    assert [part.replace("pip install", "pip install --quiet") for part in installs[:1]] == [
+        line for line in ci.splitlines() if "pip install" in line
+    ]
+
+
+def test_contributing_lists_the_checks_of_ci() -> None:
+    listed = commands((REPO / "CONTRIBUTING.md").read_text())
+    for line in (REPO / ".ci" / "run").read_text().splitlines():
+        if line.startswith(".venv/bin/") and "pip" not in line:
+            assert line in listed
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    pages = [*REPO.glob("*.md"), *(REPO / "docs").glob("*.md"), *(REPO / "examples").glob("*.md")]
+    assert len(pages) >= 6
+    broken = [
+        f"{page.relative_to(REPO)}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        if "://" not in target and not (page.parent / target).exists()
+    ]
+    assert broken == []
+
+
+def test_the_changelog_knows_this_version() -> None:
+    version = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["version"]
+    assert f"## {version}" in (REPO / "CHANGELOG.md").read_text()
