@@ -16,9 +16,11 @@ from torch import Tensor
 @numba.njit(inline="always", error_model="numpy")
 def alpha(x: Any) -> Any:
     """1 - exp(-x) in double precision for ``x`` >= 0 in single."""
-    if x < np.float32(0.03):
-        # Series to x^4: the difference would cancel, and expm1 costs twice as much.
-        a = np.float64(x) * (1.0 - x * (0.5 - x * (1.0 / 6.0 - x * (1.0 / 24.0))))
+    if x < np.float32(0.25):
+        # Series to x^8 (error 1e-11): single precision would cancel, and thin samples are many, so errors would add up.
+        v = np.float64(x)
+        a = 1 / 24 - v * (1 / 120 - v * (1 / 720 - v * (1 / 5040 - v * (1 / 40320))))
+        a = v * (1.0 - v * (0.5 - v * (1 / 6 - v * a)))
     else:
         a = 1.0 - np.float64(math.exp(-x))
     return a
