@@ -1,7 +1,7 @@
 """Jiayi-Pan/NeRF ``*.pt``: one network in float64, encodings ordered by coordinate. Imports no torch.
 
 Keys ``model_state_dict`` of fc_1.0 .. fc_D.0 (ReLU; a skip's input is [encoded, hidden]), sigma, fc_noact, fc_dir.0,
-rgb.0. The program hands ray directions to the network as the camera makes them, (x/f, y/f, -1), not of length 1, and its
+rgb.0. The program hands ray directions to the network as the camera makes them, (x/f, y/f, -1), not of length 1; its
 density is per unit of depth along the camera's axis.
 """
 

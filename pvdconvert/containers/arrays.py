@@ -10,11 +10,12 @@ from typing import Any
 
 from pvdconvert.containers import pickle
 from pvdconvert.containers.archive import Archive
-from pvdconvert.containers.values import ITEM_SIZE, DType, Malformed, RawTensor, Stub, check_shape
+from pvdconvert.containers.values import ITEM_SIZE, Array, DType, Malformed, RawTensor, Stub, check_shape
 from pvdconvert.errors import InputError
 
 NPY_MAGIC = b"\x93NUMPY"
 MAX_HEADER = 10_000
+MAX_TEXT = 1 << 20
 
 
 def _header(data: memoryview, where: str) -> tuple[DType, bool, tuple[int, ...], int]:
@@ -59,17 +60,29 @@ def read_npy(
     whole = load or (lambda: data)
     if dtype.kind == "O":
         value, _ = pickle.load(whole(), where, start)
-        items = getattr(value, "items", None)
-        if not isinstance(items, list):
-            raise InputError(f"{where}: an object array that holds no list")
-        return items
+        if not isinstance(value, Array) or value.items is None:
+            raise InputError(f"{where}: an object array that holds something else")
+        return value.items
+    if dtype.name is None and dtype.kind in "SU":
+        return _texts(whole()[start:], dtype, shape, where)
     if dtype.name is None:
-        return Stub(f"numpy.{dtype.kind}{dtype.size}")
+        return Stub("numpy.void")
     need = start + math.prod(shape) * ITEM_SIZE[dtype.name]
     have = len(data) if size is None else size
     if need > have:
         raise InputError(f"{where}: truncated: {need} bytes needed for {list(shape)} {dtype.name}, {have} there")
     return RawTensor(shape, dtype.name, lambda: whole()[start:need], dtype.big_endian, fortran)
+
+
+def _texts(raw: memoryview, dtype: DType, shape: tuple[int, ...], where: str) -> Any:
+    """Text in an array: a str, or a list of them."""
+    width = dtype.size * (4 if dtype.kind == "U" else 1)
+    count = math.prod(shape)
+    if not 0 < count * width <= min(len(raw), MAX_TEXT):
+        raise InputError(f"{where}: truncated or impossible: {list(shape)} texts of {dtype.size} characters")
+    codec = ("utf-32-be" if dtype.big_endian else "utf-32-le") if dtype.kind == "U" else "latin1"
+    texts = [bytes(raw[k * width : (k + 1) * width]).decode(codec, "replace").rstrip("\0") for k in range(count)]
+    return texts if shape else texts[0]
 
 
 def read_npz(archive: Archive) -> dict[str, Any]:
