@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pvdconvert.field import RadianceField
+from pvdconvert.kernels.linear import linear
 from pvdconvert.nn.frequency import frequency_encode
 from pvdconvert.nn.mlp import MLP
 from pvdconvert.nn.planes import VectorMatrix, truncated_exp
@@ -103,8 +104,7 @@ class TensorfField(RadianceField):
 
     def color_features(self, x01: Tensor) -> Tensor:
         """[N, color_features] at ``x01`` [N, 3]."""
-        out: Tensor = self.basis(self.color_grid.features(x01))
-        return out
+        return linear(self.color_grid.features(x01), self.basis.layers[0].get_parameter("weight"))
 
     def color(self, latent: Tensor, d: Tensor) -> Tensor:
         if torch.is_grad_enabled() or len(latent) <= ROWS:
@@ -130,11 +130,15 @@ class TensorfField(RadianceField):
             view, plain = _waves(d.reshape(-1, 3), o.view_pe).view(n, k, -1), 3
         sizes = [o.color_features, plain, 2 * o.fea_pe * o.color_features, view.shape[-1] - plain]
         fea, direct, fea_waves, view_waves = torch.split(first.weight, sizes, dim=1)
-        hidden = F.linear(_waves(features, o.fea_pe), torch.cat([fea, fea_waves], dim=1), first.bias)
-        hidden = hidden[:, None, :] + F.linear(view, torch.cat([direct, view_waves], dim=1))
+        hidden = linear(_waves(features, o.fea_pe), torch.cat([fea, fea_waves], dim=1), first.bias)
+        hidden = hidden[:, None, :] + linear(view.view(n * k, -1), torch.cat([direct, view_waves], dim=1)).view(
+            n, k, -1
+        )
+        hidden = hidden.view(n * k, -1)
         for layer in list(head.layers)[1:]:
-            hidden = layer(F.relu_(hidden))
-        return hidden.sigmoid()
+            assert isinstance(layer, nn.Linear)
+            hidden = linear(F.relu_(hidden), layer.weight, layer.bias)
+        return hidden.view(n, k, 3).sigmoid()
 
     def features(self, latent: Tensor) -> Tensor:
         """[N, 1 + color_features]: the sum before the density activation, then the colour features."""
