@@ -17,6 +17,7 @@ from pvdconvert.nn.sh import MAX_BANDS, sh_basis
 from pvdconvert.nn.voxels import Shape, SparseVoxels, cover, lattice_shape, trunc_exp
 from pvdconvert.plugin import ArchitectureBase, Budget, Config, Limits, TeacherFacts
 from pvdconvert.scene import Box, Scene
+from pvdconvert.solve.voxels import Level, fit_color, fit_scalar, order, pyramid
 from pvdconvert_plugins.plenoxels_spec import PlenoxelsOptions
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ PRESETS = {"fast": 144, "balanced": 256, "best": 384}
 SMALLEST = 16
 DENSE_START = 1 << 18
 """A fresh lattice of at most so many vertices starts full; a larger one starts empty, and ``restrict`` allocates it."""
+LEVELS = 3
+CLEAR, OPAQUE = 1e-3, 20.0
+"""Projected densities lie between these optical thicknesses of a cell."""
+FLOPS = 5e10
 START_THICKNESS = 0.01
 """Optical thickness of a cell of a fresh field: nearly clear, yet with a gradient."""
 
@@ -184,16 +189,82 @@ class Plenoxels(ArchitectureBase):
             {"params": [v.sh], "lr": 2e-2, "name": "sh", "sparse_rows": True},
         ]
 
+    @torch.no_grad()
     def project(self, field: RadianceField, store: Store, seconds: float) -> str | None:
-        return None
+        """Log-density at the vertices asked of the teacher, or fitted where that is too dear; SH colour fitted."""
+        f = _own(field)
+        v, o = f.voxels, f.options
+        if not len(v.vertices):
+            return None
+        levels = pyramid(v.vertices, v.grid, LEVELS)
+        how = self._project_density(f, store, levels, seconds)
+        x, d, rgb, weight = store.colored_samples()
+        keep = v.inside(x).nonzero().squeeze(1)
+        if not len(keep):
+            return f"{how}; no colour was sampled inside"
+        keep = keep[order(v.coordinates(x[keep]), v.grid)]
+        x, d, rgb, weight = x[keep], d[keep], rgb[keep], weight[keep]
+        basis = sh_basis(d, o.bands)[:, None]
+        xg = v.coordinates(x)
+        iterations = affordable(len(x), len(v.vertices), 3 * o.bands**2, 0.4 * seconds, passes=LEVELS + 2)
+        sh = fit_color(
+            levels, xg, basis, rgb, weight, activation=o.color_activation, iterations=iterations, missing=v.missing
+        )
+        v.sh.data.copy_(sh)
+        error = (f.color(x, d[:, None])[:, 0] - rgb).square().mean(1)
+        rms = math.sqrt(float((error * weight).sum() / weight.sum()))
+        return f"{how}; SH colour fitted to {len(x)} samples ({iterations} CG iterations a level), rms {rms:.4f}"
+
+    def _project_density(self, f: PlenoxelsField, store: Store, levels: list[Level], seconds: float) -> str:
+        v, o = f.voxels, f.options
+        cell = sum(v.cell) / 3
+        low, high = math.log(CLEAR / cell), math.log(OPAQUE / cell)
+
+        def log(sigma: Tensor) -> Tensor:
+            return torch.log(sigma.clamp_min(1e-30)).clamp(low, high)
+
+        count = len(v.vertices)
+        x, sigma = torch.cat([store.x, store.free_x]), torch.cat([store.sigma, store.free_sigma])
+        keep = v.inside(x).nonzero().squeeze(1)
+        keep = keep[order(v.coordinates(x[keep]), v.grid)]
+        xg, target = v.coordinates(x[keep]), log(sigma[keep])
+        iterations = affordable(len(keep), count, 1, 0.1 * seconds, passes=LEVELS)
+        ones = torch.ones_like(target)
+        if count * store.teacher.flops_per_point <= 0.5 * seconds * FLOPS:
+            # Asked everywhere: the rim of the cells, such as the inside of a wall, lies outside of the occupancy.
+            h = log(v.resample(lambda x: store.teacher.density(store.teacher.encode(x)), 1 << 16))[:, None]
+            how = f"density asked at {count} vertices"
+            if len(keep):
+                h = fit_scalar(levels, xg, target, ones, h, iterations=iterations, share=1.0, missing=v.missing)
+                how += f" and refined on {len(keep)} samples"
+        elif len(keep):
+            h = fit_scalar(levels, xg, target, ones, low, iterations=iterations, missing=v.missing)
+            how = f"density at {count} vertices fitted to {len(keep)} samples"
+        else:
+            return "density not projected: no sample lies inside"
+        h = h.clamp(low, high)
+        density = h if o.density_activation == "exp" else torch.where(h > low, torch.exp(h), 0.0)
+        if o.density_activation == "exp":
+            density = h - math.log(o.density_scale)
+        else:
+            density = density / o.density_scale
+        v.density.data.copy_(density)
+        rms = float((v.raw_density(x[keep]) + (math.log(o.density_scale)) - target).square().mean().sqrt())
+        return how + (f", rms {rms:.3f} in log-density" if o.density_activation == "exp" else "")
+
+
+def affordable(samples: int, vertices: int, width: int, seconds: float, *, passes: int) -> int:
+    """CG iterations for a time, by a fixed estimate of their cost: the same request gives the same result."""
+    cost = samples * (60 + 32 * width) * 1e-9 + vertices * width * 1.5e-8
+    return max(4, min(12, int(seconds / max(cost, 1e-9) / passes)))
 
 
 def estimate_mb(config: Config, facts: TeacherFacts) -> float:
-    """Megabytes (10^6) of the file: occupied volume over the cell's, plus the rim of cells that reach beyond it."""
+    """Megabytes (10^6) of the file: visible occupied volume over the cell's, and the rim of cells that reach beyond."""
     o = _options(config, RequestError)
     box, shape = Box.from_json(cast("Mapping[str, Any]", o.box)), cast(Shape, o.shape)
     h = math.prod(s / (n - 1) for n, s in zip(shape, box.size)) ** (1 / 3)
-    volume = facts.occupied_cells * facts.cell**3
+    volume = (facts.surface_cells or facts.occupied_cells) * facts.cell**3
     vertices = min(volume / h**3 * (1 + 1.5 * h / facts.cell), float(math.prod(shape)))
     return vertices * (6 + 4 + 3 * o.bands**2 * (2 if o.store_dtype == "float16" else 4)) / 1e6 + 0.01
 
