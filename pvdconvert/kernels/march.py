@@ -74,14 +74,15 @@ def march_torch(
     kept: list[Tensor] = []
     if rays:
         shape = torch.tensor(occ.grid.shape, device=o.device)
-        origin = occ.origin.to(o)
+        scale = torch.tensor(1.0 / occ.cell, dtype=o.dtype, device=o.device)
+        a, b = (o - occ.origin.to(o)) * scale, d * scale  # in cells
         most = int(torch.ceil((t1 - t0).amax().double() / step).clamp(min=0).item()) + 1
         rows = max(1, _DENSE // most)
         lattice = torch.arange(most, dtype=o.dtype, device=o.device)
-        for a in range(0, rays, rows):
-            s = slice(a, a + rows)
+        for n in range(0, rays, rows):
+            s = slice(n, n + rows)
             t = (lattice + jitter[s, None]) * step + t0[s, None]  # [r, K]
-            i = torch.floor((o[s, None] + t[..., None] * d[s, None] - origin) / occ.cell).long()
+            i = torch.floor(a[s, None] + t[..., None] * b[s, None]).long()
             inside = ((i >= 0) & (i < shape)).all(-1)
             i = torch.where(inside[..., None], i, 0)
             keep = inside & (t < t1[s, None]) & (occ.grid[i[..., 0], i[..., 1], i[..., 2]] > 0)

@@ -15,85 +15,110 @@ from pvdconvert.kernels.composite_numba import set_threads
 if TYPE_CHECKING:
     from pvdconvert.kernels.march import Cells
 
+BLOCK = 4
+"""Cells a side of the blocks in which empty space is skipped."""
+
 # No fastmath: lattice points must round as in the truth, and infinities are part of the walk.
 
 
 @numba.njit(inline="always", error_model="numpy")
-def _clip(o: Any, d: Any, low: Any, high: Any, t0: Any, t1: Any) -> Any:
-    """The part of [t0, t1] in one slab, double precision."""
-    if d == 0.0:
-        if o < low or o > high:
+def _clip(a: Any, b: Any, n: Any, t0: Any, t1: Any) -> Any:
+    """The part of [t0, t1] in which -1 <= a + t b <= n + 1: a cell of margin, the exact test is made on the samples."""
+    if b == 0.0:
+        if a < -1.0 or a > n + 1.0:
             t1 = -math.inf
     else:
-        a, b = (low - o) / d, (high - o) / d
-        t0, t1 = max(t0, min(a, b)), min(t1, max(a, b))
+        p, q = (-1.0 - a) / b, (n + 1.0 - a) / b
+        t0, t1 = max(t0, min(p, q)), min(t1, max(p, q))
     return t0, t1
 
 
 @numba.njit(inline="always", error_model="numpy")
-def _leave(o: Any, d: Any, edge: Any, cell: Any, i: Any, t: Any) -> Any:
-    """Where the ray leaves cell ``i`` of one axis, if that is before ``t``."""
-    if d != 0.0:
-        t = min(t, (edge + (i + (1 if d > 0.0 else 0)) * cell - o) / d)
-    return t
+def _inverse(b: Any) -> Any:
+    """1 / b; a ray that never leaves a slab leaves it at infinity."""
+    return 1.0 / np.float64(b) if b != 0.0 else math.inf
 
 
-@numba.njit(error_model="numpy", cache=True)
-def _walk(
-    o: Any, d: Any, t0: Any, t1: Any, phase: Any, origin: Any, grid: Any, cell: Any, step: Any, out: Any, at: Any
-) -> Any:
-    """Samples of one ray: their number; written to ``out[at:]`` unless that is empty."""
+@numba.njit(inline="always", error_model="numpy")
+def _leave(a: Any, inverse: Any, low: Any, size: Any) -> Any:
+    """Where the ray leaves [low, low + size] of one axis."""
+    return (low + (size if inverse > 0.0 else 0) - a) * inverse if inverse < math.inf else math.inf
+
+
+@numba.njit(parallel=True, error_model="numpy", cache=True)
+def _blocks(grid: Any, out: Any) -> None:
+    """Which blocks of BLOCK^3 cells hold an occupied one."""
     nx, ny, nz = grid.shape
-    wide, stride = np.float64(cell), np.float64(step)
+    for x in numba.prange(out.shape[0]):
+        for i in range(x * BLOCK, min(nx, (x + 1) * BLOCK)):
+            for j in range(ny):
+                for k in range(nz):
+                    if grid[i, j, k]:
+                        out[x, j // BLOCK, k // BLOCK] = 1
+
+
+@numba.njit(parallel=True, error_model="numpy", cache=True)
+def _march(
+    o: Any,
+    d: Any,
+    t0: Any,
+    t1: Any,
+    phase: Any,
+    origin: Any,
+    grid: Any,
+    blocks: Any,
+    scale: Any,
+    step: Any,
+    start: Any,
+    offsets: Any,
+    out: Any,
+) -> None:
+    """First pass (``out`` empty): the first sample's place and the number of samples, to start[r] and offsets[r + 1].
+
+    Second pass: the samples, to out[offsets[r]:offsets[r + 1]].
+    """
+    nx, ny, nz = grid.shape
     write = out.shape[0] > 0
-    enter, leave = np.float64(t0), np.float64(t1)
-    for axis in range(3):
-        low, n = np.float64(origin[axis]), grid.shape[axis]
-        # A cell of margin: the exact test is the one on the sample below.
-        enter, leave = _clip(np.float64(o[axis]), np.float64(d[axis]), low - wide, low + (n + 1) * wide, enter, leave)
-    if not enter < leave:
-        return 0
-    k = max(0, math.floor((enter - t0) / stride) - 2)
-    count = 0
-    while True:
-        t = (np.float32(k) + phase) * step + t0
-        if not (t < t1 and t <= leave + stride):
-            return count
-        ix = math.floor((o[0] + t * d[0] - origin[0]) / cell)
-        iy = math.floor((o[1] + t * d[1] - origin[1]) / cell)
-        iz = math.floor((o[2] + t * d[2] - origin[2]) / cell)
-        if ix < 0 or iy < 0 or iz < 0 or ix >= nx or iy >= ny or iz >= nz:
-            k += 1
-        elif grid[ix, iy, iz]:
-            if write:
-                out[at + count] = t
-            count += 1
-            k += 1
-        else:
-            end = leave
-            end = _leave(np.float64(o[0]), np.float64(d[0]), np.float64(origin[0]), wide, ix, end)
-            end = _leave(np.float64(o[1]), np.float64(d[1]), np.float64(origin[1]), wide, iy, end)
-            end = _leave(np.float64(o[2]), np.float64(d[2]), np.float64(origin[2]), wide, iz, end)
-            # First lattice point behind the empty cell; the slack lets rounding add a look, never skip a sample.
-            k = max(k + 1, math.ceil((end - t0) / stride - phase - 0.01))
-
-
-@numba.njit(parallel=True, error_model="numpy", cache=True)
-def _count(
-    o: Any, d: Any, t0: Any, t1: Any, phase: Any, origin: Any, grid: Any, cell: Any, step: Any, offsets: Any
-) -> None:
-    none = np.empty(0, dtype=np.float32)
+    rate = 1.0 / np.float64(step)
     for r in numba.prange(o.shape[0]):
-        offsets[r + 1] = _walk(o[r], d[r], t0[r], t1[r], phase[r], origin, grid, cell, step, none, 0)
-
-
-@numba.njit(parallel=True, error_model="numpy", cache=True)
-def _fill(
-    o: Any, d: Any, t0: Any, t1: Any, phase: Any, origin: Any, grid: Any, cell: Any, step: Any, offsets: Any, out: Any
-) -> None:
-    for r in numba.prange(o.shape[0]):
-        if offsets[r + 1] > offsets[r]:
-            _walk(o[r], d[r], t0[r], t1[r], phase[r], origin, grid, cell, step, out, offsets[r])
+        first, last, shift = t0[r], t1[r], phase[r]
+        ax, ay, az = (o[r, 0] - origin[0]) * scale, (o[r, 1] - origin[1]) * scale, (o[r, 2] - origin[2]) * scale
+        bx, by, bz = d[r, 0] * scale, d[r, 1] * scale, d[r, 2] * scale
+        enter, leave = _clip(np.float64(ax), np.float64(bx), nx, np.float64(first), np.float64(last))
+        enter, leave = _clip(np.float64(ay), np.float64(by), ny, enter, leave)
+        enter, leave = _clip(np.float64(az), np.float64(bz), nz, enter, leave)
+        ix, iy, iz = _inverse(bx), _inverse(by), _inverse(bz)
+        at, count = offsets[r], 0
+        todo = enter < leave
+        k = 0
+        if write:
+            k, todo = start[r], offsets[r + 1] > at
+        elif todo:
+            k = max(0, math.floor((enter - first) * rate) - 2)
+        while todo:
+            t = (np.float32(k) + shift) * step + first
+            if not (t < last and t <= leave):
+                break
+            x, y, z = math.floor(ax + t * bx), math.floor(ay + t * by), math.floor(az + t * bz)
+            if x < 0 or y < 0 or z < 0 or x >= nx or y >= ny or z >= nz:
+                k += 1
+            elif grid[x, y, z]:
+                if write:
+                    out[at + count] = t
+                    todo = at + count + 1 < offsets[r + 1]
+                elif count == 0:
+                    start[r] = k
+                count += 1
+                k += 1
+            else:
+                size = 1
+                if not blocks[x // BLOCK, y // BLOCK, z // BLOCK]:
+                    size, x, y, z = BLOCK, x // BLOCK * BLOCK, y // BLOCK * BLOCK, z // BLOCK * BLOCK
+                end = min(_leave(ax, ix, x, size), _leave(ay, iy, y, size), _leave(az, iz, z, size), leave + step)
+                # First lattice point behind the empty cells; the slack lets rounding add a look, never skip a sample.
+                k = max(k + 1, math.ceil((end - first) * rate - shift - 0.01))
+        if not write:
+            offsets[r + 1] = count
 
 
 def march_numba(
@@ -101,12 +126,15 @@ def march_numba(
 ) -> tuple[Tensor, Tensor]:
     """See :func:`pvdconvert.kernels.march.march`; counts first, then fills, in parallel over rays."""
     set_threads()
-    arrays: list[Any] = [v.detach().contiguous().numpy() for v in (o, d, t0, t1, jitter, occ.origin, occ.grid)]
+    grid = occ.grid.contiguous().numpy()
+    blocks = np.zeros([-(-n // BLOCK) for n in grid.shape], dtype=np.uint8)
+    _blocks(grid, blocks)
+    arrays: list[Any] = [v.detach().contiguous().numpy() for v in (o, d, t0, t1, jitter, occ.origin)]
+    arrays += [grid, blocks, np.float32(1.0 / occ.cell), np.float32(step), np.zeros(o.shape[0], dtype=np.int64)]
     offsets = np.zeros(o.shape[0] + 1, dtype=np.int64)
-    cell, pace = np.float32(occ.cell), np.float32(step)
-    _count(*arrays, cell, pace, offsets)  # type: ignore[call-arg]
+    _march(*arrays, offsets, np.empty(0, dtype=np.float32))  # type: ignore[call-arg]
     np.cumsum(offsets, out=offsets)
     t = np.empty(int(offsets[-1]), dtype=np.float32)
     if t.size:
-        _fill(*arrays, cell, pace, offsets, t)  # type: ignore[call-arg]
+        _march(*arrays, offsets, t)  # type: ignore[call-arg]
     return torch.from_numpy(offsets), torch.from_numpy(t)
