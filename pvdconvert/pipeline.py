@@ -367,7 +367,7 @@ class _Run:
         }
         arrays = {k: ArrayTensor(v.detach().cpu().contiguous().numpy()) for k, v in tensors.items()}
         parts = Parts(self.settings.to, config, arrays, scene, provenance)
-        target = {"architecture": self.settings.to, "format": self.layout, "config": config}
+        target: dict[str, Any] = {"architecture": self.settings.to, "format": self.layout, "config": config}
         if self.out is not None:
             self.progress.stage("writing", None)
             target["bytes"] = write_checked(parts, self.out, self.layout, self.registry)
@@ -375,7 +375,6 @@ class _Run:
         else:
             target["bytes"] = _bytes(tensors)
         self.report.target = target
-        self.field = field
 
     def _finish(self) -> Report:
         self.report.seconds = self.elapsed()

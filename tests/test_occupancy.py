@@ -84,7 +84,8 @@ def needle(x: Tensor) -> Tensor:
     """A ball and a wire far thinner than a coarse cell."""
     ball = (x.norm(dim=1) < 0.3).float() * 50
     wire = ((x[:, 0] - 0.613).hypot(x[:, 1] - 0.207) < 0.012).float() * 400
-    return ball + wire * (x[:, 2].abs() < 0.6)
+    total: Tensor = ball + wire * (x[:, 2].abs() < 0.6)
+    return total
 
 
 def test_rays_find_and_mend_what_the_points_missed() -> None:

@@ -109,7 +109,7 @@ class Distiller:
                 return "the student has no feature tap"
             index = self._by_weight(min(1 << 16, 8 * len(self.colored)))
             taken = []
-            for part in index.split(1 << 14):
+            for part in torch.split(index, 1 << 14):
                 tap = s.teacher.features(s.teacher.encode(s.x[part]))
                 if tap is None:
                     # Canonical features instead of the teacher's (pvd.md 6.2): log thickness and the colour's logit.

@@ -60,4 +60,5 @@ def adapter(ours: Tensor, targets: Tensor, ridge: float = 1e-3) -> Tensor:
     a = torch.cat([ours, torch.ones_like(ours[:, :1])], 1).double()
     gram = a.T @ a / len(a)
     gram += ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * gram.diagonal().mean()
-    return torch.linalg.solve(gram, a.T @ targets.double() / len(a)).to(ours.dtype)
+    solution: Tensor = torch.linalg.solve(gram, a.T @ targets.double() / len(a))
+    return solution.to(ours.dtype)

@@ -1,7 +1,8 @@
 """The teacher's answers, asked once and replayed by every later step.
 
 A store is a bank of rays through pseudo-views, with every sample on them that matters, and a share of points anywhere
-in occupied space. Volume stages draw single samples from it; the render stage draws whole rays; projections read it whole.
+in occupied space. Volume stages draw single samples from it; the render stage draws whole rays; projections read it
+whole.
 """
 
 from __future__ import annotations
@@ -71,6 +72,6 @@ class Store:
         """The teacher's density [N] at ``x`` [N, 3]: costs teacher time, zero outside occupied cells at no cost."""
         out = torch.zeros(x.shape[0], dtype=torch.float32, device=x.device)
         inside = self.occupancy.contains(x).nonzero().squeeze(1)
-        for part in inside.split(chunk):
+        for part in torch.split(inside, chunk):
             out[part] = self.teacher.density(self.teacher.encode(x[part]))
         return out

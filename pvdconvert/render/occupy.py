@@ -96,7 +96,7 @@ def peak_density(field: RadianceField, occupancy: Occupancy, points: int, genera
     index = occupancy.grid.nonzero()
     peak = torch.zeros(len(index), device=index.device)
     chunk = max(1, (1 << 17) // points)
-    for part in torch.arange(len(index), device=index.device).split(chunk):
+    for part in torch.split(torch.arange(len(index), device=index.device), chunk):
         jitter = torch.rand(points, len(part), 3, generator=generator, device=index.device)
         if points == 1:
             jitter = 0.25 + 0.5 * jitter
@@ -205,7 +205,7 @@ def check_occupancy(
     rays = max(1, chunk // steps)
     squared, count, hidden = 0.0, 0, []
     back = torch.tensor(backdrop, device=o.device)
-    for part in torch.arange(len(live), device=o.device).split(rays):
+    for part in torch.split(torch.arange(len(live), device=o.device), rays):
         u = (torch.arange(steps, device=o.device) + 0.5) / steps
         dt = ((t1 - t0)[part] / steps)[:, None]
         t = t0[part, None] + (t1 - t0)[part, None] * u
