@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -13,12 +12,12 @@ from torch import Tensor
 
 from pvdconvert.errors import InputError, RequestError
 from pvdconvert.field import RadianceField
-from pvdconvert.nn.sh import MAX_BANDS, sh_basis
+from pvdconvert.nn.sh import sh_basis
 from pvdconvert.nn.voxels import Shape, SparseVoxels, cover, lattice_shape, trunc_exp
 from pvdconvert.plugin import ArchitectureBase, Budget, Config, Limits, TeacherFacts
 from pvdconvert.scene import Box, Scene
 from pvdconvert.solve.voxels import Level, fit_color, fit_scalar, order, pyramid
-from pvdconvert_plugins.plenoxels_spec import PlenoxelsOptions
+from pvdconvert_plugins.plenoxels_spec import PlenoxelsOptions, as_config, checked, plain
 
 if TYPE_CHECKING:
     from pvdconvert.distill.store import Store
@@ -105,13 +104,13 @@ class Plenoxels(ArchitectureBase):
     def plan(self, facts: TeacherFacts, budget: Budget, limits: Limits, overrides: Mapping[str, Any]) -> Config:
         """Resolution by preset over the occupied box; halves the colours' storage, then shrinks, to keep ``max_mb``."""
         for key, value in overrides.items():
-            if key in limits.fixed and _plain(limits.fixed[key]) != _plain(value):
+            if key in limits.fixed and plain(limits.fixed[key]) != plain(value):
                 raise RequestError(
                     f"plenoxels: {key}={value} cannot be had: the output layout needs {key}={limits.fixed[key]}",
                     hint=f"drop --set {key}, or write another layout",
                 )
         given = {**limits.fixed, **overrides}
-        _options(given, RequestError)
+        checked(given, RequestError)
         box = Box.from_json(given["box"]) if given.get("box") is not None else facts.occupied_box
         fitted = given.get("box") is None and given.get("shape") is None
 
@@ -122,7 +121,7 @@ class Plenoxels(ArchitectureBase):
                 chosen.update(box=b.to_json(), shape=list(s or lattice_shape(b, int(chosen["resolution"]))))
             else:
                 chosen.update(box=box.to_json(), shape=list(given["shape"]))
-            return _config(_options(chosen, RequestError))
+            return as_config(checked(chosen, RequestError))
 
         resolution = PRESETS.get(budget.preset, PRESETS["balanced"])
         plan = config(resolution, "float32")
@@ -140,10 +139,10 @@ class Plenoxels(ArchitectureBase):
         )
 
     def build(self, config: Config, scene: Scene, seed: int) -> PlenoxelsField:
-        return PlenoxelsField(_options(config, RequestError), scene, seed)
+        return PlenoxelsField(checked(config, RequestError), scene, seed)
 
     def load(self, config: Config, tensors: Mapping[str, Tensor], scene: Scene) -> PlenoxelsField:
-        options = _options(config, InputError)
+        options = checked(config, InputError)
         names = ("vertices", "density_data", "sh_data")
         for name in names:
             if name not in tensors:
@@ -175,7 +174,7 @@ class Plenoxels(ArchitectureBase):
         options = dataclasses.replace(f.options, box=v.box.to_json(), shape=v.shape)
         small = max(v.shape) <= 1 << 15
         half = f.options.store_dtype == "float16"
-        return _config(options), {
+        return as_config(options), {
             "vertices": v.vertices.to(torch.int16 if small else torch.int32),
             "density_data": v.density.detach().clone(),
             "sh_data": v.sh.detach().to(torch.float16 if half else torch.float32, copy=True),
@@ -243,14 +242,12 @@ class Plenoxels(ArchitectureBase):
         else:
             return "density not projected: no sample lies inside"
         h = h.clamp(low, high)
-        density = h if o.density_activation == "exp" else torch.where(h > low, torch.exp(h), 0.0)
         if o.density_activation == "exp":
-            density = h - math.log(o.density_scale)
+            v.density.data.copy_(h - math.log(o.density_scale))
         else:
-            density = density / o.density_scale
-        v.density.data.copy_(density)
-        rms = float((v.raw_density(x[keep]) + (math.log(o.density_scale)) - target).square().mean().sqrt())
-        return how + (f", rms {rms:.3f} in log-density" if o.density_activation == "exp" else "")
+            v.density.data.copy_(torch.where(h > low, torch.exp(h) / o.density_scale, 0.0))
+        rms = float((log(f.density(x[keep])) - target).square().mean().sqrt())
+        return f"{how}, rms {rms:.3f} in log-density"
 
 
 def affordable(samples: int, vertices: int, width: int, seconds: float, *, passes: int) -> int:
@@ -261,7 +258,7 @@ def affordable(samples: int, vertices: int, width: int, seconds: float, *, passe
 
 def estimate_mb(config: Config, facts: TeacherFacts) -> float:
     """Megabytes (10^6) of the file: visible occupied volume over the cell's, and the rim of cells that reach beyond."""
-    o = _options(config, RequestError)
+    o = checked(config, RequestError)
     box, shape = Box.from_json(cast("Mapping[str, Any]", o.box)), cast(Shape, o.shape)
     h = math.prod(s / (n - 1) for n, s in zip(shape, box.size)) ** (1 / 3)
     volume = (facts.surface_cells or facts.occupied_cells) * facts.cell**3
@@ -283,52 +280,3 @@ def _own(field: RadianceField) -> PlenoxelsField:
     if not isinstance(field, PlenoxelsField):
         raise TypeError(f"expected a PlenoxelsField, got {type(field).__name__}")
     return field
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _config(options: PlenoxelsOptions) -> Config:
-    return {k: _plain(v) for k, v in dataclasses.asdict(options).items()}
-
-
-def _options(config: Mapping[str, Any], error: type[InputError] | type[RequestError]) -> PlenoxelsOptions:
-    """Checked options. Raises ``error`` naming the key."""
-    known = [f.name for f in dataclasses.fields(PlenoxelsOptions)]
-    for key in config:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            raise error(
-                f"plenoxels has no option {key!r}; known: {', '.join(known)}",
-                hint=f"did you mean {near[0]!r}?" if near else "",
-            )
-    try:
-        o = PlenoxelsOptions(**config)
-        shape = None if o.shape is None else cast(Shape, tuple(int(v) for v in o.shape))
-        o = dataclasses.replace(
-            o, shape=shape, resolution=int(o.resolution), bands=int(o.bands), density_scale=float(o.density_scale)
-        )
-        if o.box is not None:
-            Box.from_json(o.box)
-    except (TypeError, ValueError, KeyError, IndexError, InputError) as wrong:
-        raise error(f"plenoxels: malformed option: {wrong}") from wrong
-    for key, fine, allowed in (
-        ("resolution", 2 <= o.resolution <= 1 << 14, "2..16384"),
-        ("bands", 1 <= o.bands <= MAX_BANDS, f"1..{MAX_BANDS}"),
-        ("density_activation", o.density_activation in ("exp", "relu"), "exp or relu"),
-        ("color_activation", o.color_activation in ("sigmoid", "shift"), "sigmoid or shift"),
-        ("density_scale", 0 < o.density_scale < math.inf, "a positive number"),
-        ("missing", o.missing in ("cell", "zero"), "cell or zero"),
-        ("store_dtype", o.store_dtype in ("float32", "float16"), "float32 or float16"),
-        (
-            "shape",
-            o.shape is None or (len(o.shape) == 3 and all(2 <= v <= 1 << 14 for v in o.shape)),
-            "three counts in 2..16384",
-        ),
-    ):
-        if not fine:
-            raise error(f"plenoxels: {key}={getattr(o, key)!r} is not {allowed}")
-    if o.missing == "zero" and o.density_activation == "exp":
-        raise error("plenoxels: missing=zero needs density_activation=relu: exp(0) is not empty")
-    return o

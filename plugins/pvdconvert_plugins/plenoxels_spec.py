@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Any
+from typing import Any, cast
 
+from pvdconvert.errors import InputError, RequestError
 from pvdconvert.plugin import ArchitectureSpec
+from pvdconvert.scene import Box
 
 SPEC = ArchitectureSpec(
     name="plenoxels",
@@ -43,3 +47,54 @@ class PlenoxelsOptions:
     shape: tuple[int, int, int] | None = _option(
         None, "vertices along x, y, z; none = from resolution, with cells as near to cubes as whole counts allow"
     )
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists: JSON knows no others."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def as_config(options: PlenoxelsOptions) -> dict[str, Any]:
+    """The options as a JSON configuration."""
+    return {k: plain(v) for k, v in dataclasses.asdict(options).items()}
+
+
+def checked(config: Mapping[str, Any], error: type[InputError] | type[RequestError]) -> PlenoxelsOptions:
+    """Checked options. Raises ``error`` naming the key."""
+    known = [f.name for f in dataclasses.fields(PlenoxelsOptions)]
+    for key in config:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            raise error(
+                f"plenoxels has no option {key!r}; known: {', '.join(known)}",
+                hint=f"did you mean {near[0]!r}?" if near else "",
+            )
+    try:
+        o = PlenoxelsOptions(**config)
+        shape = None if o.shape is None else cast("tuple[int, int, int]", tuple(int(v) for v in o.shape))
+        o = dataclasses.replace(
+            o, shape=shape, resolution=int(o.resolution), bands=int(o.bands), density_scale=float(o.density_scale)
+        )
+        if o.box is not None:
+            Box.from_json(o.box)
+    except (TypeError, ValueError, KeyError, IndexError, InputError) as wrong:
+        raise error(f"plenoxels: malformed option: {wrong}") from wrong
+    for key, fine, allowed in (
+        ("resolution", 2 <= o.resolution <= 1 << 14, "2..16384"),
+        ("bands", 1 <= o.bands <= 5, "1..5"),
+        ("density_activation", o.density_activation in ("exp", "relu"), "exp or relu"),
+        ("color_activation", o.color_activation in ("sigmoid", "shift"), "sigmoid or shift"),
+        ("density_scale", 0 < o.density_scale < math.inf, "a positive number"),
+        ("missing", o.missing in ("cell", "zero"), "cell or zero"),
+        ("store_dtype", o.store_dtype in ("float32", "float16"), "float32 or float16"),
+        (
+            "shape",
+            o.shape is None or (len(o.shape) == 3 and all(2 <= v <= 1 << 14 for v in o.shape)),
+            "three counts in 2..16384",
+        ),
+    ):
+        if not fine:
+            raise error(f"plenoxels: {key}={getattr(o, key)!r} is not {allowed}")
+    if o.missing == "zero" and o.density_activation == "exp":
+        raise error("plenoxels: missing=zero needs density_activation=relu: exp(0) is not empty")
+    return o
