@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 import tomllib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -68,6 +70,46 @@ def test_links_between_documents_lead_somewhere() -> None:
         if "://" not in target and not (page.parent / target).exists()
     ]
     assert broken == []
+
+
+def test_the_options_of_the_readme_exist() -> None:
+    import typer.main
+
+    from pvdconvert.cli.main import build
+
+    group = typer.main.get_command(build())
+    assert hasattr(group, "commands")
+    known = {
+        option for command in group.commands.values() for p in command.params for option in (*p.opts, *p.secondary_opts)
+    }
+    text = (REPO / "README.md").read_text()
+    used = {o for line in text.splitlines() if "pytest" not in line for o in re.findall(r"(?<![\w-])--[a-z-]+", line)}
+    assert {"--to", "--preset", "--budget"} <= used
+    assert used - known - {"--help"} == set()
+
+
+def test_the_python_example_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the conversion itself, whose signature must fit and whose two functions must answer as they should."""
+    import torch
+
+    import pvdconvert
+    from pvdconvert.pipeline import convert
+    from pvdconvert.report import Report
+
+    seen: dict[str, Any] = {}
+
+    def check(*arguments: Any, **named: Any) -> Report:
+        seen.update(inspect.signature(convert).bind(*arguments, **named).arguments)
+        return Report(fidelity={"psnr": 40.0})
+
+    monkeypatch.setattr(pvdconvert, "convert", check, raising=False)
+    (code,) = re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    density, color = seen["source"]
+    x = torch.rand(7, 3) * 2 - 1
+    assert density(x).shape == (7,)
+    assert color(x, x).shape == (7, 3)
+    assert seen["to"] == "tensorf"
 
 
 def test_the_changelog_knows_this_version() -> None:
