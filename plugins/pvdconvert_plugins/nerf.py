@@ -219,8 +219,9 @@ class Nerf(ArchitectureBase):
         config: Config = {
             "direction_encoding": "sh",
             "bottleneck_width": None,
-            "density_activation": "exp",
-            "density_bias": math.log(20.0 / box.longest),
+            # Grows no faster than the weights, unlike exp; unit output is a mean free path of a fortieth of the box.
+            "density_activation": "softplus",
+            "density_scale": 40.0 / box.longest,
             "input": "box",
             "box": box.to_json(),
             **preset,
