@@ -74,8 +74,15 @@ def read_grid(
                 f"{where}: encoder.offsets fit no usual finest resolution, so the grid's scale is unknown",
                 hint="give the program's desired_resolution, e.g. 2048 times its bound",
             )
+        usual = finest == grids.DESIRED * bound
+        if not usual and (len(others) > 1 or dense < 3):
+            several = ", ".join(f"{v:g}" for v in others)
+            raise InputError(
+                f"{where}: encoder.offsets do not pin the finest resolution: {several} would fit",
+                hint="give the program's desired_resolution",
+            )
         scale = grids.scale_of(levels, base, finest)
-        if len(others) > 1 or (dense < 2 and levels > 1):
+        if not usual or (dense < 2 and levels > 1):
             assumed = (*assumed, "desired_resolution")
             notes.append(
                 f"desired_resolution is not in the file: {finest:g} assumed; {dense} dense levels agree with it"

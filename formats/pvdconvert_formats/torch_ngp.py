@@ -7,7 +7,6 @@ skips the rest.
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections import OrderedDict
@@ -202,10 +201,8 @@ def _offsets_of(config: Config) -> list[int]:
 def _unsaid(parts: Parts, offsets: list[int], bound: float) -> dict[str, Any]:
     """What our own reader could not tell from the layout alone."""
     out: dict[str, Any] = {}
-    sizes = [b - a for a, b in itertools.pairwise(offsets)]
     scale = float(parts.config["per_level_scale"])
-    finest, _, _ = grids.finest_of(sizes, int(parts.config["base_resolution"]), bound)
-    if finest is None or grids.scale_of(len(sizes), int(parts.config["base_resolution"]), finest) != scale:
+    if grids.scale_of(len(offsets) - 1, int(parts.config["base_resolution"]), grids.DESIRED * bound) != scale:
         out["per_level_scale"] = scale
     if parts.scene.background not in (None, (1.0, 1.0, 1.0)):
         out["background"] = list(parts.scene.background or ())
