@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pvdconvert.cameras import Camera
 from pvdconvert.containers import open_manifest, safetensors
