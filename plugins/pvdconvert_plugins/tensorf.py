@@ -138,9 +138,9 @@ class Tensorf(ArchitectureBase):
         assert isinstance(field, TensorfField)
         heads = [*field.basis.parameters(), *([] if field.head is None else field.head.parameters())]
         return [
-            {"params": list(field.density_grid.parameters()), "lr": 2e-2, "name": "density planes"},
+            {"params": list(field.density_grid.parameters()), "lr": 1e-2, "name": "density planes"},
             {"params": list(field.color_grid.parameters()), "lr": 2e-2, "name": "colour planes"},
-            {"params": heads, "lr": 2e-3, "name": "colour network"},
+            {"params": heads, "lr": 5e-3, "name": "colour network"},
         ]
 
     @torch.no_grad()
