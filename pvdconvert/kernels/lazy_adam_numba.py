@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 BLOCK = 1024
+TABLE = 2000
 Array = NDArray[Any]
 
 
@@ -30,7 +31,7 @@ def _mark(grad: Array, touched: Array, parts: int) -> None:
 @njit(parallel=True, cache=True, fastmath=FAST)
 def _step(
     param: Array, grad: Array, m: Array, v: Array, steps: Array, touched: Array,
-    lr: float, b1: float, b2: float, eps: float, parts: int,
+    lr: float, b1: float, b2: float, eps: float, table: Array, parts: int,
 ) -> None:  # fmt: skip
     rows, width = param.shape
     blocks = (rows + BLOCK - 1) // BLOCK
@@ -43,8 +44,12 @@ def _step(
                     continue
                 touched[r] = 0
                 steps[r] += 1
-                scale = np.float32(lr / (1 - b1 ** steps[r]))
-                root = np.float32(1 / np.sqrt(1 - b2 ** steps[r]))
+                t = int(steps[r])
+                if t < table.shape[1]:
+                    scale, root = table[0, t], table[1, t]
+                else:
+                    scale = np.float32(lr / (1 - b1**t))
+                    root = np.float32(1 / np.sqrt(1 - b2**t))
                 tiny = np.float32(eps)
                 for c in range(width):
                     g = grad[r, c]
@@ -73,4 +78,8 @@ def step(
     lr: float, b1: float, b2: float, eps: float,
 ) -> None:  # fmt: skip
     """One Adam step on the touched rows of [R, F] float32 arrays; clears their ``grad`` and ``touched``."""
-    _step(param, grad, m, v, steps, touched, lr, b1, b2, eps, threads())
+    # Two powers a row would cost more than the row itself.
+    t = np.arange(1, TABLE + 1, dtype=np.float64)
+    table = np.ones((2, TABLE + 1), np.float32)
+    table[0, 1:], table[1, 1:] = lr / (1 - b1**t), 1 / np.sqrt(1 - b2**t)
+    _step(param, grad, m, v, steps, touched, lr, b1, b2, eps, table, threads())
