@@ -120,6 +120,17 @@ def test_bmild_pairs(tmp_path: Path) -> None:
     assert any("only one network" in note for note in alone.notes)
 
 
+def test_bmild_leaves_other_lists_in_a_folder_alone(tmp_path: Path) -> None:
+    save_keras(tmp_path / "model_000001.npy", keras())
+    save_keras(tmp_path / "optimizer_000001.npy", [np.zeros(1, np.float32), *keras()])
+    np.save(tmp_path / "times.npy", np.zeros(3))
+    assert read(tmp_path).provenance["step"] == 1
+    (tmp_path / "model_000001.npy").unlink()
+    with pytest.raises(PvdError) as caught:
+        read(tmp_path)
+    assert caught.value.exit_code == 4
+
+
 def test_bmild_networks_of_two_sizes(tmp_path: Path) -> None:
     save_keras(tmp_path / "model_000001.npy", keras(4, 16, 9))
     save_keras(tmp_path / "model_fine_000001.npy", keras(8, 32))

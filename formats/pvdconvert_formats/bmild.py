@@ -31,7 +31,7 @@ NAME = re.compile(r"model_(fine_)?(\d+)\.npy")
 
 def probe(manifest: Manifest) -> Match | None:
     if manifest.kind == "folder":
-        found = [c for c in manifest.children if probe(c)]
+        found = [c for c in manifest.children if _fits(c)]
         return Match(0.9, f"a folder with {len(found)} lists of Keras weights") if found else None
     if manifest.kind != "npy" or not isinstance(manifest.tree, list):
         return None
@@ -43,6 +43,11 @@ def probe(manifest: Manifest) -> Match | None:
     except InputError as error:
         return Match(0.1, f"alternating kernels and biases, but{error}")
     return Match(0.9, f"{len(named)} alternating kernels [in, out] and biases that chain as a NeRF")
+
+
+def _fits(child: Manifest) -> bool:
+    match = probe(child)
+    return match is not None and match.score > 0.5
 
 
 def _layers(manifest: Manifest) -> dict[str, LazyTensor] | None:
@@ -104,7 +109,7 @@ class Bmild(FormatBase):
 def _pair(manifest: Manifest) -> tuple[Manifest, Manifest | None, list[str]]:
     """(fine, coarse or None, notes): of a folder the pair of the latest step, of a file itself and its sibling."""
     if manifest.kind == "folder":
-        files = {c.path.name: c for c in manifest.children if probe(c)}
+        files = {c.path.name: c for c in manifest.children if _fits(c)}
         steps = sorted({int(m[2]) for n in files if (m := NAME.fullmatch(n))})
         if not steps:
             if len(files) == 1:

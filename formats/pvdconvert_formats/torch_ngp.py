@@ -111,7 +111,11 @@ class TorchNgp(FormatBase):
         tensors = {k: t for k, t in state.items() if k not in _BUFFERS and not k.startswith(("encoder_bg.", "bg_net."))}
         if len(tensors) != len([k for k in state if k not in _BUFFERS]):
             notes.append("its background network (bg_net) is left out: rays end on a white background")
-        if "density_bitfield" in state:
+        exact, bits = own.get("mask"), manifest.tensors.get(f"{EXTRA}.mask.bits")
+        if isinstance(exact, dict) and bits is not None:
+            config["mask"] = {key: exact.get(key) for key in ("shape", "origin", "cell")}
+            tensors["mask.bits"] = bits
+        elif "density_bitfield" in state:
             state_dict.read_mask(state["density_bitfield"], bound, config, tensors, where, notes)
         white = own.get("background", [1.0, 1.0, 1.0])
         scene = Scene(box, background=tuple(white), near=MIN_NEAR, step=STEP)
@@ -137,6 +141,7 @@ class TorchNgp(FormatBase):
         return Limits({**FIXED, **program})
 
     def write(self, parts: Parts, path: Path) -> None:
+        """A mask of other cells than the program's 128 a side covers more there; our own reader gets it back exactly."""
         where = f"{path}: torch-ngp"
         config = parts.config
         if parts.architecture != "ngp":
@@ -170,6 +175,10 @@ class TorchNgp(FormatBase):
             "stats": {"loss": [], "valid_loss": [], "results": [], "checkpoints": [], "best_result": None},
         }
         extra = _unsaid(parts, offsets, bound)
+        if bits is not None:
+            held = grids.read_bitfield(model["density_bitfield"], bound)
+            if held is None or held[0] != config["mask"] or not np.array_equal(held[1], bits):
+                extra["mask"] = {**config["mask"], "bits": bits}
         if extra:
             top[EXTRA] = extra
         torch_zip_writer.write(path, {**top, "model": model})
