@@ -44,9 +44,10 @@ def identify(path: Path, from_: str | None = None, registry: registries.Registry
     formed, but no format or several fit; an unknown ``from_``).
     """
     registry = registry or registries.default()
-    if from_ is not None:
-        registry.format(from_)  # an unknown name is said before the file is opened
-    manifest = open_manifest(Path(path))
+    path = Path(path)
+    if from_ is not None and path.exists():
+        registry.format(from_)  # an unknown name is said before the file is decoded
+    manifest = open_manifest(path)
     if manifest.kind == "unknown":
         raise InputError(
             f"{path}: not a checkpoint: its first bytes are those of no known container",

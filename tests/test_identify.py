@@ -98,6 +98,8 @@ def test_from_forces(formats: Any, array: Path) -> None:
 def test_a_missing_file_is_said_before_anything_else(formats: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file") as caught:
         identify(tmp_path / "none.pth", None, formats(a=fixed(0.9)))
+    with pytest.raises(InputError, match="no such file"):
+        identify(tmp_path / "none.pth", "unknown", formats(a=fixed(0.9)))
     assert caught.value.exit_code == 3
 
 

@@ -141,7 +141,7 @@ class TorchNgp(FormatBase):
         return Limits({**FIXED, **program})
 
     def write(self, parts: Parts, path: Path) -> None:
-        """A mask of other cells than the program's 128 a side covers more there; our own reader gets it back exactly."""
+        """A mask of other cells than the program's covers slightly more there; our own reader gets it back exactly."""
         where = f"{path}: torch-ngp"
         config = parts.config
         if parts.architecture != "ngp":
