@@ -115,7 +115,8 @@ class Scene:
     world           4x4, row-major: scene coordinates -> the coordinates of the dataset that the source was trained on
     background      rgb in [0, 1] composited behind the field, or None if the file does not say (then white is used)
     color_space     "srgb" or "linear": the space in which colours are stored and composited
-    near, far       distances along a unit ray, world units; None = the box alone clips
+    near, far       where the source sampled rays of its own cameras, world units; views from elsewhere are clipped by the
+                    box alone. In NDC: fractions of the warped ray
     step            the step length that the source renders with, world units; None if unknown
     cameras         cameras that came with the file
     assumed         names of the entries above that were defaults of the program and not in the file
@@ -137,6 +138,11 @@ class Scene:
     def backdrop(self) -> Vec3:
         """The background to composite over: the scene's, or white where the file does not say."""
         return (1.0, 1.0, 1.0) if self.background is None else self.background
+
+    @property
+    def clip(self) -> tuple[float | None, float | None]:
+        """near and far for any camera: those of NDC; (None, None) in the world, where the box alone clips."""
+        return (self.near, self.far) if self.ray_space.kind == "ndc" else (None, None)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; the inverse of :meth:`from_json`."""
