@@ -159,9 +159,14 @@ class Parts:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a target layout can hold: ``fixed`` configuration values that the planner must keep; {} = anything."""
+    """What a target layout asks of a student.
+
+    fixed     configuration values that the layout cannot hold otherwise; {} = anything
+    defaults  values that the program assumes unless its user says otherwise; ``--set`` may change them
+    """
 
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

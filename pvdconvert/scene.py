@@ -115,8 +115,8 @@ class Scene:
     world           4x4, row-major: scene coordinates -> the coordinates of the dataset that the source was trained on
     background      rgb in [0, 1] composited behind the field, or None if the file does not say (then white is used)
     color_space     "srgb" or "linear": the space in which colours are stored and composited
-    near, far       where the source sampled rays of its own cameras, world units; views from elsewhere are clipped by the
-                    box alone. In NDC: fractions of the warped ray
+    near, far       where the source sampled rays of its own cameras, world units; views from elsewhere are clipped by
+                    the box alone. In NDC: fractions of the warped ray
     step            the step length that the source renders with, world units; None if unknown
     cameras         cameras that came with the file
     assumed         names of the entries above that were defaults of the program and not in the file

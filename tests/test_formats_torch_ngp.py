@@ -347,6 +347,7 @@ def test_what_the_layout_cannot_hold_is_refused(tmp_path: Path, config: dict[str
 
 
 def test_limits_hold_what_is_planned_inside_them() -> None:
-    fixed = FORMAT.limits("ngp").fixed
-    assert fixed["index_rule"] == "torch-ngp"
-    assert (fixed["levels"], fixed["log2_table"], fixed["hidden"]) == (16, 19, 64)
+    limits = FORMAT.limits("ngp")
+    assert limits.fixed["index_rule"] == "torch-ngp"
+    program = limits.defaults
+    assert (program["levels"], program["log2_table"], program["hidden"]) == (16, 19, 64)

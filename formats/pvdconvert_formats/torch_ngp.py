@@ -124,7 +124,7 @@ class TorchNgp(FormatBase):
         return Parts("ngp", config, tensors, scene, {"program": "ashawkey/torch-ngp", **step}, tuple(notes))
 
     def limits(self, architecture: str) -> Limits:
-        # The rest are the defaults that the program rebuilds its network with; box: the scene's, a cube around 0.
+        # The program rebuilds its network from its own defaults, so a student keeps to them unless its user knows better.
         program = {
             "levels": 16,
             "features": 2,
@@ -136,9 +136,10 @@ class TorchNgp(FormatBase):
             "color_hidden": 64,
             "color_layers": 2,
             "sh_bands": 4,
-            "box": None,
+            "finest_per_unit": 1024,
         }
-        return Limits({**FIXED, **program})
+        # box: the scene's own, a cube around 0.
+        return Limits({**FIXED, "box": None}, program)
 
     def write(self, parts: Parts, path: Path) -> None:
         """A mask of other cells than the program's covers slightly more there; our own reader gets it back exactly."""

@@ -166,13 +166,15 @@ class Ngp(ArchitectureBase):
                     f"ngp: {key}={overrides[key]} was asked, but the target layout only holds {fixed[key]}",
                     hint=f"leave out --set {key}, or write the native format",
                 )
-        wanted = {**fixed, **overrides}
+        wanted = {**limits.defaults, **fixed, **overrides}
         preset = budget.preset if budget.preset in _PRESETS else "balanced"
         if budget.seconds is not None and budget.seconds < 100:
             preset = "fast"
         log2_table, per_cell = _PRESETS[preset]
         box = facts.occupied_box
-        finest = wanted.pop("finest_resolution", None)
+        finest, per_unit = wanted.pop("finest_resolution", None), wanted.pop("finest_per_unit", None)
+        if finest is None and per_unit is not None and "per_level_scale" not in wanted:
+            finest = float(per_unit) * facts.scene.box.longest
         if finest is not None and "per_level_scale" in wanted:
             raise RequestError("ngp: finest_resolution and per_level_scale exclude each other", hint="set one of them")
         config: Config = {**dataclasses.asdict(NgpOptions()), "box": [list(box.min), list(box.max)]}
