@@ -88,7 +88,9 @@ def command(
         notes = [*one.notes, *two.notes, *_comparable(one, two)]
         for text in notes:
             bar.note(text)
+        bar.note(f"A: {a}, {one.architecture}")
         teacher = prepare(one.field, one.scene, device=where, progress=bar)
+        bar.note(f"B: {b}, {two.architecture}")
         student = prepare(two.field, two.scene, device=where, progress=bar)
         reference = metrics.views(
             teacher.field,

@@ -169,7 +169,7 @@ def command(
     elif not quiet:
         from pvdconvert.cli.report import lines
 
-        for line in lines(document, verbose=verbose):
+        for line in lines(document, where=str(path), verbose=verbose):
             say(line)
 
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import typer
 
 from pvdconvert.cli.output import emit, warn
-from pvdconvert.errors import PvdError
+from pvdconvert.errors import Interrupted, PvdError, UsageError
 
 # Typer carries its own copy of Click since 0.26; its exception classes are reachable by this name in every version.
 _USAGE: type[BaseException] = typer.BadParameter.__mro__[1]
@@ -51,7 +51,7 @@ def report(error: BaseException, *, json: bool, verbose: bool) -> int:
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     text, code = describe(error)
     with contextlib.suppress(OSError):
-        if verbose and not isinstance(error, (KeyboardInterrupt, _CLICK)):
+        if verbose and not isinstance(error, (KeyboardInterrupt, UsageError, Interrupted, _CLICK)):
             sys.stderr.write("".join(traceback.format_exception(error)))
         warn(f"error: {text}")
     if json:
@@ -81,7 +81,7 @@ def streams() -> Iterator[None]:
 
 def _usage(error: BaseException) -> str:
     format_message = getattr(error, "format_message", None)
-    text = " ".join(str(format_message() if format_message else error).split())
+    text = " ".join(str(format_message() if format_message else error).split()).rstrip(".")
     context = getattr(error, "ctx", None)
     path = getattr(context, "command_path", "pvdconvert")
     return f"{text} (see {path} --help)"

@@ -22,6 +22,7 @@ from pvdconvert.errors import UsageError
 
 PROGRAM = "pvdconvert"
 DEFAULT = "convert"
+INTERRUPTED = 130
 # Adding a name here is a breaking change for files of that name: they then need "./".
 COMMANDS = ("convert", "formats", "inspect", "render", "compare", "plugins", "selftest", "doctor")
 
@@ -66,12 +67,12 @@ class DefaultGroup(TyperGroup):
 
 def _suggest(first: str, args: list[str]) -> None:
     """Refuse a mistyped command before it is taken for a file."""
-    if first.startswith("-") or os.path.lexists(first):
+    if first.startswith("-") or os.sep in first or os.path.lexists(first):
         return
     near = difflib.get_close_matches(first, COMMANDS, 1, 0.6)
     if near:
         raise UsageError(f"no file or command {first!r}", hint=f"did you mean the command {near[0]!r}?")
-    if len(args) == 1 and not os.path.splitext(first)[1] and os.sep not in first:
+    if len(args) == 1 and not os.path.splitext(first)[1]:
         raise UsageError(f"no file or command {first!r}", hint=f"commands: {', '.join(COMMANDS)}")
 
 
@@ -132,6 +133,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     with errors.streams():
         try:
             result = build()(args if not bare else ["--help"], prog_name=PROGRAM, standalone_mode=False)
+            if result == INTERRUPTED:  # Typer has turned a KeyboardInterrupt into this
+                raise KeyboardInterrupt
             sys.stdout.flush()
         except BaseException as error:
             return errors.report(error, json=wants_json, verbose=verbose)

@@ -153,4 +153,7 @@ def write_png(path: Path, pixels: Any) -> None:
 
     with temporary_beside(path) as temporary:
         save_png(temporary, pixels)
-        os.replace(temporary, path)
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # temporary files are private, pictures are not
+        temporary.replace(path)

@@ -16,8 +16,8 @@ _FIDELITY = (
 )
 
 
-def lines(document: Mapping[str, Any], *, verbose: bool = False) -> list[str]:
-    """The report for people. ``document`` is a ``pvdconvert/report/1``."""
+def lines(document: Mapping[str, Any], *, where: str = "", verbose: bool = False) -> list[str]:
+    """The report for people. ``document`` is a ``pvdconvert/report/1``; ``where`` is the output, written or not."""
     out = block(
         [
             ("source", side(document.get("source") or {}, verbose)),
@@ -36,7 +36,7 @@ def lines(document: Mapping[str, Any], *, verbose: bool = False) -> list[str]:
         out += ["", *(f"{style('note', 'yellow')}  {text}" for text in notes)]
     if verbose and document.get("replay"):
         out += ["", f"replay  {document['replay']}"]
-    out += ["", _last(document)]
+    out += ["", _last(document, where)]
     return out
 
 
@@ -44,7 +44,8 @@ def fidelity(values: Mapping[str, Any], title: str = "PSNR against the teacher")
     """The fidelity block: decibels against the teacher, and how far opacity and depth are off."""
     views = values.get("views")
     count = len(views) if isinstance(views, Sequence) and not isinstance(views, str) else views
-    over = f" ({count} views, {values['size']} px; {values.get('protocol', '')})" if count else ""
+    protocol = str(values.get("protocol", ""))
+    over = f" ({protocol})" if "(" in protocol else f" ({protocol}: {count} views, {values.get('size')} px)"
     rows: list[tuple[str, object]] = [
         (f"  {text}", f"{decibel(values[key]):>6} dB") for key, text in _FIDELITY if values.get(key) is not None
     ]
@@ -60,7 +61,7 @@ def side(values: Mapping[str, Any], verbose: bool = False) -> str | None:
     """One line on an end of the road: path, format, architecture, size."""
     if not values:
         return None
-    parts = [str(values[key]) for key in ("path", "out") if values.get(key)][:1]
+    parts = [str(values["path"])] if values.get("path") else []
     kind = [str(values[key]) for key in ("format", "architecture") if values.get(key)]
     parts += [", ".join(kind)] if kind else []
     if values.get("bytes"):
@@ -103,12 +104,12 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> list[str]:
     return table(["stage", "steps", "time", "dB before", "dB after", ""], rows, right=(1, 2, 3, 4))
 
 
-def _last(document: Mapping[str, Any]) -> str:
+def _last(document: Mapping[str, Any], out: str) -> str:
     target = document.get("target") or {}
     spent = duration(document["seconds"]) if document.get("seconds") is not None else "?"
     if document.get("dry_run"):
-        return f"dry run: nothing was written ({spent})"
-    where = target.get("path") or target.get("out")
+        return f"dry run, {spent}: nothing was written; without --dry-run it would be {out or 'kept in memory'}"
+    where = target.get("path") or out
     bytes_ = f", {size(target['bytes'])}" if target.get("bytes") else ""
     if document.get("interrupted"):
         return style(f"stopped early after {spent}", "yellow") + (f": {where}{bytes_}" if where else "")
