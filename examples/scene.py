@@ -95,9 +95,9 @@ def distances(x: Tensor) -> Tensor:
     equator = _band(pz, rho, _RING + 0.005, 0.012, 0.034)
     zodiac = _band(w, torch.hypot(u, v), _ZODIAC, 0.011, 0.048)
     axis = torch.minimum(_rod(rho, pz, -0.60, 0.68, 0.012), torch.sqrt(rho**2 + (pz - 0.68) ** 2) - 0.032)
-    a, b = _fold(px, py, 40)
+    a, b = _fold(px, py, 56)
     balusters = torch.minimum(
-        _rod(torch.hypot(a - _RAIL, b), pz, _TOP, -0.585, 0.0105), _band(pz + 0.585, rho, _RAIL, 0.013, 0.011)
+        _rod(torch.hypot(a - _RAIL, b), pz, _TOP, -0.585, 0.0095), _band(pz + 0.585, rho, _RAIL, 0.013, 0.011)
     )
     a, b = _fold(px, py, 4)
     stays = _rod(torch.hypot(a - _RING - 0.005, b), pz, _TOP, 0.0, 0.0115)
@@ -158,15 +158,15 @@ def _gloss(normal: Tensor, d: Tensor, power: int, gain: float) -> Tensor:
 def _plinth(x: Tensor) -> Tensor:
     px, py, pz = x.unbind(-1)
     rho, angle = torch.hypot(px, py), torch.atan2(py, px)
-    tile = 0.07
+    tile = 0.058
     checks = (_wave(px / (2 * tile) + 0.25, 0.09) - 0.5) * (_wave(py / (2 * tile) + 0.25, 0.09) - 0.5) * 2 + 0.5
     floor = _mix(_rgb(x, 0.93, 0.89, 0.80), _rgb(x, 0.13, 0.30, 0.33), checks)
-    border = _mix(_rgb(x, 0.55, 0.12, 0.10), _rgb(x, 0.93, 0.80, 0.52), _wave(angle * (30 / math.pi), 0.12))
+    border = _mix(_rgb(x, 0.55, 0.12, 0.10), _rgb(x, 0.93, 0.80, 0.52), _wave(angle * (40 / math.pi), 0.14))
     top = _mix(floor, border, _edge(rho - 0.47, 0.01) * (1 - _edge(rho - 0.55, 0.01)))
     inlay = _edge(rho - 0.455, 0.008) * (1 - _edge(rho - 0.47, 0.008)) + _edge(rho - 0.55, 0.008)
     top = _mix(top, _rgb(x, 0.20, 0.13, 0.09), inlay)
     shade = 1 - 0.45 * torch.exp(-((px + 0.10) ** 2 + (py - 0.12) ** 2) / 0.075)
-    under = _mix(_rgb(x, 0.30, 0.20, 0.14), _rgb(x, 0.62, 0.44, 0.27), _wave(rho / 0.11, 0.1))
+    under = _mix(_rgb(x, 0.30, 0.20, 0.14), _rgb(x, 0.62, 0.44, 0.27), _wave(rho / 0.07, 0.13))
     side = _edge(pz - (_TOP + _BOTTOM) / 2, 0.012)
     return _mix(under * 0.8, top * shade[:, None], side)
 
@@ -231,7 +231,7 @@ def _part_color(name: str, x: Tensor, d: Tensor) -> Tensor:
     upright = name in ("balusters", "stays")
     normal = torch.nn.functional.normalize(x * x.new_tensor((1.0, 1.0, 0.0 if upright else 1.0)), dim=-1)
     if name == "equator":
-        ticks = _line(torch.atan2(py, px) * (36 / math.pi), 0.20, 0.16) * _edge(0.012 - pz, 0.01)
+        ticks = _line(torch.atan2(py, px) * (45 / math.pi), 0.22, 0.18) * _edge(0.012 - pz, 0.01)
         paint = _mix(_rgb(x, 0.90, 0.74, 0.40), _rgb(x, 0.18, 0.10, 0.06), ticks)
     else:
         metal = {"rings": (0.80, 0.58, 0.22), "axis": (0.34, 0.34, 0.38), "balusters": (0.30, 0.18, 0.12)}
