@@ -1,6 +1,7 @@
 """Convert a trained radiance field of one architecture into another.
 
-``pvdconvert.convert(...)`` is the whole road; see ``docs/`` for the command line. Importing this package imports no torch.
+``pvdconvert.convert(...)`` is the whole road; see ``docs/`` for the command line. Importing this package imports no
+torch.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ class Stage(enum.StrEnum):
 class RadianceField(nn.Module):
     """A loaded model. Subclasses implement :meth:`encode`, :meth:`density` and :meth:`color`.
 
-    Positions are in the scene's world. Activations and masks stay inside: what comes out is physical. Outside of its box
-    a field answers density exactly 0.
+    Positions are in the scene's world. Activations and masks stay inside: what comes out is physical. Outside of its
+    box a field answers density exactly 0.
     """
 
     feature_width: int | None = None

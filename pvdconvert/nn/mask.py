@@ -50,7 +50,7 @@ class Mask(nn.Module):
         if min(nx, ny, nz) < 1 or count > MAX_CELLS or not cell > 0:
             raise InputError(f"config 'mask' has an impossible shape {[nx, ny, nz]} or cell {cell}")
         if bits.numel() != (count + 7) // 8:
-            raise InputError(f"'mask.bits' holds {bits.numel()} bytes, {(count + 7) // 8} are needed for {[nx, ny, nz]}")
+            raise InputError(f"'mask.bits' holds {bits.numel()} bytes, {[nx, ny, nz]} needs {(count + 7) // 8}")
         raw = bits.detach().cpu().to(torch.uint8).numpy().reshape(-1)
         grid = np.unpackbits(raw, count=count, bitorder="little").reshape(nx, ny, nz)
         return cls(torch.from_numpy(grid), (x, y, z), cell)
