@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from pvdconvert import registry as registries
-from pvdconvert.errors import DeviceError, InputError, RequestError
+from pvdconvert.errors import DeviceError, InputError, RequestError, UsageError
 from pvdconvert.identify import Candidate, Identified, identify
 from pvdconvert.plugin import LazyTensor, Parts, ReadOptions
-from pvdconvert.scene import Scene
+from pvdconvert.scene import Box, Scene
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +40,9 @@ class Loaded:
     @property
     def notes(self) -> tuple[str, ...]:
         return self.parts.notes
+
+
+Teacher: TypeAlias = "Path | str | RadianceField | Loaded | tuple[Callable[..., Any], Callable[..., Any]]"
 
 
 def read_parts(
@@ -122,6 +125,23 @@ def open_field(
         path=path,
         bytes=int(found.manifest.size),
     )
+
+
+def as_loaded(source: Teacher, box: Box | None, scene: Scene | None, **options: Any) -> Loaded:
+    """Any kind of teacher as a :class:`Loaded`; bare functions and fields need a ``box`` or a ``scene``."""
+    if isinstance(source, Loaded):
+        return source
+    if isinstance(source, str | Path):
+        return open_field(source, **options)
+    if scene is None:
+        if box is None:
+            raise UsageError("a teacher made of functions needs box=Box(min, max) or scene=Scene(...)")
+        scene = Scene(box)
+    from pvdconvert.field import FunctionField
+
+    field = FunctionField(*source) if isinstance(source, tuple) else source
+    parts = Parts("function", {}, {}, scene)
+    return Loaded(to_device(field, options["device"]), scene, parts, "function", "function", (), "", None, 0)
 
 
 def choose_device(name: str) -> str:

@@ -20,8 +20,8 @@ from pvdconvert.distill.label import focus, label, visible_cells
 from pvdconvert.distill.schedule import Replay
 from pvdconvert.distill.store import Store
 from pvdconvert.errors import DeviceError, Interrupted, QualityError, RequestError, UsageError
-from pvdconvert.field import FunctionField, RadianceField, Stage
-from pvdconvert.loading import Loaded, choose_device, open_field, to_device
+from pvdconvert.field import RadianceField, Stage
+from pvdconvert.loading import Loaded, Teacher, as_loaded, choose_device, open_field, to_device
 from pvdconvert.metrics import QUICK_COUNT, QUICK_SIZE, Fidelity, ReferenceViews
 from pvdconvert.metrics import views as reference_views
 from pvdconvert.plugin import ArrayTensor, Parts, ReadOptions, TeacherFacts
@@ -38,22 +38,6 @@ __all__ = ["Loaded", "Prepared", "convert", "open_field", "prepare"]
 MAX_SAMPLES = 6_000_000
 QUICK_SEED = 41
 LABEL_SHARE = 0.22
-Teacher = Path | str | RadianceField | Loaded | tuple[Callable[..., Any], Callable[..., Any]]
-
-
-def as_loaded(source: Teacher, box: Box | None, scene: Scene | None, **options: Any) -> Loaded:
-    """Any kind of teacher as a :class:`Loaded`; bare functions and fields need a ``box`` or a ``scene``."""
-    if isinstance(source, Loaded):
-        return source
-    if isinstance(source, str | Path):
-        return open_field(source, **options)
-    if scene is None:
-        if box is None:
-            raise UsageError("a teacher made of functions needs box=Box(min, max) or scene=Scene(...)")
-        scene = Scene(box)
-    field = source if isinstance(source, RadianceField) else FunctionField(*source)
-    parts = Parts("function", {}, {}, scene)
-    return Loaded(to_device(field, options["device"]), scene, parts, "function", "function", (), "", None, 0)
 
 
 def convert(
@@ -205,9 +189,11 @@ class _Run:
         clock = time.perf_counter()
         quick = self._reference(prepared, count=QUICK_COUNT, size=QUICK_SIZE, seed=QUICK_SEED)
         # What the final validation will cost: 16 views of four times the pixels.
-        reserve = min(0.3 * seconds, 16 * (time.perf_counter() - clock)) if validate else 0.0
+        cost = 16 * (time.perf_counter() - clock)
+        self.full = s.min_psnr is not None or self.replay is not None or cost < 0.5 * seconds
+        reserve = min(cost if self.full else cost / 16, 0.5 * seconds) if validate else 0.0
         store, batches = self._labels(prepared, 0.05 * seconds if dry_run else LABEL_SHARE * seconds, state)
-        cells = visible_cells(store)
+        cells = visible_cells(store, factor=self._mask_factor(prepared))
         facts = TeacherFacts(
             scene=loaded.scene,
             occupied_box=cells.box,
@@ -338,6 +324,12 @@ class _Run:
         )
         raise Interrupted(where, hint=f"the same command with --resume goes on from {resuming.folder(self.out)}")
 
+    def _mask_factor(self, prepared: Prepared) -> int:
+        """How much finer than our occupancy a student's mask is: twice, or what the target layout holds."""
+        if self.limits.cells is None:
+            return 2
+        return max(1, round(self.limits.cells * prepared.occupancy.cell / prepared.scene.box.longest))
+
     def _reference(self, prepared: Prepared, **options: Any) -> ReferenceViews:
         return reference_views(
             prepared.field,
@@ -349,7 +341,10 @@ class _Run:
         )
 
     def _validate(self, prepared: Prepared, student: RadianceField, cells: Occupancy) -> Fidelity:
-        views = self._reference(prepared, progress=self.progress)
+        fewer: dict[str, Any] = {} if self.full else {"count": QUICK_COUNT, "size": QUICK_SIZE}
+        if not self.full:
+            self.report.notes.append("validated on fewer views than fidelity/1: the budget is short for this teacher")
+        views = self._reference(prepared, progress=self.progress, **fewer)
         return views.compare(student, cells, progress=self.progress)
 
     def _write(self, field: RadianceField, scene: Scene, loaded: Loaded) -> None:

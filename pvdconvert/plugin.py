@@ -163,10 +163,12 @@ class Limits:
 
     fixed     configuration values that the layout cannot hold otherwise; {} = anything
     defaults  values that the program assumes unless its user says otherwise; ``--set`` may change them
+    cells     cells along the longest side of the scene's box that a mask must have; None = any
     """
 
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    cells: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

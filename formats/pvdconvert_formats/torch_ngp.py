@@ -124,7 +124,7 @@ class TorchNgp(FormatBase):
         return Parts("ngp", config, tensors, scene, {"program": "ashawkey/torch-ngp", **step}, tuple(notes))
 
     def limits(self, architecture: str) -> Limits:
-        # The program rebuilds its network from its own defaults, so a student keeps to them unless its user knows better.
+        # The program rebuilds its network from its own defaults: a student keeps to them unless its user knows better.
         program = {
             "levels": 16,
             "features": 2,
@@ -139,7 +139,7 @@ class TorchNgp(FormatBase):
             "finest_per_unit": 1024,
         }
         # box: the scene's own, a cube around 0.
-        return Limits({**FIXED, "box": None}, program)
+        return Limits({**FIXED, "box": None}, program, cells=128)
 
     def write(self, parts: Parts, path: Path) -> None:
         """A mask of other cells than the program's covers slightly more there; our own reader gets it back exactly."""

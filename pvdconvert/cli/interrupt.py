@@ -43,4 +43,4 @@ class Interrupt:
         if self._wanted or not self._asked:
             raise KeyboardInterrupt
         self._wanted = True
-        self._progress.note("stopping after this step, so that --resume can go on; once more stops at once")
+        self._progress.note("stopping as soon as what was done can be kept for --resume; once more stops at once")

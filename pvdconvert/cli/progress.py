@@ -88,6 +88,9 @@ class Lines(_Base):
         self._period, self._last = period, -math.inf
 
     def stage(self, name: str, total: float | None = None) -> None:
+        if name == self._name:  # announced again: only its total has changed
+            self._total = total
+            return
         self._end()
         self._begin(name, total)
         self._last = self._clock()
@@ -158,6 +161,9 @@ class Bars(_Base):
         self._task: TaskID | None = None
 
     def stage(self, name: str, total: float | None = None) -> None:
+        if name == self._name:
+            self._total = total
+            return
         self._end()
         self._begin(name, total)
         self._task = self._bars().add_task(name, total=total, words="")
