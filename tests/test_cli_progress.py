@@ -46,6 +46,7 @@ def test_lines_come_every_few_seconds_with_eta_and_metrics() -> None:
     clock.now = 190.0
     bar.advance(1200, psnr=29.42)
     bar.stage("color", None)
+    bar.stage("color", 7)
     bar.note("two\n lines")
     bar.close()
     bar.close()

@@ -23,16 +23,16 @@ SIDE = 16
 
 @pytest.fixture(scope="module")
 def ball(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A striped ball of radius 0.6 as plenoxels, in a box of side 2, over white."""
+    """A striped ball of radius 0.25 as plenoxels, in a box of side 2, over white."""
     path = tmp_path_factory.mktemp("ball") / "ball.safetensors"
-    write_ball(path, radius=0.6)
+    write_ball(path, radius=0.25)
     return path
 
 
 def write_ball(path: Path, radius: float, color: float = 2.0) -> None:
     grid = np.stack(np.meshgrid(*[np.arange(SIDE)] * 3, indexing="ij"), -1).reshape(-1, 3)
     x = grid / (SIDE - 1) * 2 - 1
-    density = np.log(60.0) - 12.0 * np.maximum(np.linalg.norm(x, axis=1) - radius, 0.0) / 0.25
+    density = np.log(60.0) - 80.0 * np.maximum(np.linalg.norm(x, axis=1) - radius, 0.0)
     sh = np.zeros((len(grid), 3), np.float32)
     sh[:, 0] = color * np.sin(5 * x[:, 0])
     sh[:, 2] = color * np.cos(4 * x[:, 2])
@@ -93,7 +93,7 @@ def test_compare_tells_equal_from_different_and_gates(ball: Path, tmp_path: Path
     same = json.loads(ok(cli("compare", ball, ball, *small, "--json", cwd=tmp_path)))
     assert same["schema"] == "pvdconvert/compare/1"
     assert same["fidelity"]["identical"] is True
-    write_ball(tmp_path / "other.safetensors", radius=0.5)
+    write_ball(tmp_path / "other.safetensors", radius=0.35)
     done = cli("compare", ball, "other.safetensors", *small, "--min-psnr", "60", "--images", "pics", cwd=tmp_path)
     assert done.returncode == 6
     assert "below the 60 dB asked for" in done.stderr.splitlines()[-1]
@@ -112,6 +112,7 @@ def test_the_same_architecture_is_only_laid_out_anew(ball: Path, tmp_path: Path)
     assert same["fidelity"]["identical"] is True
 
 
+@pytest.mark.slow
 def test_convert_writes_reports_and_gates(ball: Path, tmp_path: Path) -> None:
     quick = ["--to", "ngp", "--budget", "4s", "--set", "log2_table=10", "--set", "levels=4"]
     told = ok(cli(ball, *quick, "-o", "s.safetensors", "--report", "r.json", cwd=tmp_path))
@@ -131,6 +132,7 @@ def test_convert_writes_reports_and_gates(ball: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "g.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_dry_run_writes_nothing(ball: Path, tmp_path: Path) -> None:
     told = ok(cli(ball, "--to", "tensorf", "--budget", "4s", "--dry-run", cwd=tmp_path))
     assert "nothing was written" in told
@@ -138,6 +140,7 @@ def test_dry_run_writes_nothing(ball: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="needs POSIX signals")
 def test_interrupt_then_resume(ball: Path, tmp_path: Path) -> None:
     args = [sys.executable, "-m", "pvdconvert", str(ball), "--to", "ngp", "--budget", "30s", "-o", "s.safetensors"]
@@ -191,6 +194,7 @@ def test_doctor_reports_this_machine(tmp_path: Path) -> None:
     assert document["python"] in text.stdout
 
 
+@pytest.mark.slow
 def test_selftest_of_a_format(tmp_path: Path) -> None:
     done = cli("selftest", "pvdconvert", "--json", cwd=tmp_path)
     document = json.loads(done.stdout)
