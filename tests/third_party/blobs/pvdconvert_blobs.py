@@ -63,7 +63,7 @@ def architecture() -> Architecture:
             super().__init__()
             self.options, self.box = options, scene.box
             count = options.count
-            self.flops_per_point = 20.0 * count
+            self.flops_per_point, self.batch_points = 20.0 * count, 4096
             self.center = nn.Parameter(torch.zeros(count, 3))
             self.log_radius = nn.Parameter(torch.zeros(count))
             self.log_peak = nn.Parameter(torch.zeros(count))
@@ -78,8 +78,10 @@ def architecture() -> Architecture:
                 self.log_radius.fill_(float(torch.tensor(occupancy.cell).log()))
 
         def encode(self, x: Tensor) -> Tensor:  # [N, 3] -> [N, count + 1]
-            offset = x[:, None, :] - self.center
-            shares = torch.exp(self.log_peak - 0.5 * offset.square().sum(-1) * torch.exp(-2 * self.log_radius))
+            # |x - c|^2 by one matrix product: [N, count, 3] would be three times the memory.
+            near, far = self.center.square().sum(-1), x.square().sum(-1, keepdim=True)
+            square = (near + far - 2 * x @ self.center.T).clamp_min(0.0)
+            shares = torch.exp(self.log_peak - 0.5 * square * torch.exp(-2 * self.log_radius))
             low, high = x.new_tensor(self.box.min), x.new_tensor(self.box.max)
             inside = ((x >= low) & (x <= high)).all(-1)
             if self.mask is not None:
