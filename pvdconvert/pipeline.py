@@ -16,6 +16,7 @@ from pvdconvert import registry as registries
 from pvdconvert.cameras import load_transforms
 from pvdconvert.distill import resume as resuming
 from pvdconvert.distill.distiller import Distiller, Position, Stopped
+from pvdconvert.distill.fog import clear
 from pvdconvert.distill.label import focus, label, visible_cells
 from pvdconvert.distill.schedule import Replay
 from pvdconvert.distill.store import Store
@@ -37,6 +38,9 @@ __all__ = ["Loaded", "Prepared", "convert", "open_field", "prepare"]
 
 MAX_SAMPLES = 6_000_000
 QUICK_SEED = 41
+SCOUT_BATCHES, SCOUT_SEED = 2, 97
+UNCHANGED = 50.0
+"""dB between pictures that differ by less than a byte shows."""
 LABEL_SHARE = 0.22
 
 
@@ -187,7 +191,7 @@ class _Run:
         seconds = s.seconds
         state = resuming.load(resuming.folder(self.out), s, loaded.sha256) if resume and self.out else None
         clock = time.perf_counter()
-        quick = self._reference(prepared, count=QUICK_COUNT, size=QUICK_SIZE, seed=QUICK_SEED)
+        prepared, quick = self._see(prepared)
         # What the final validation will cost: 16 views of four times the pixels.
         cost = 16 * (time.perf_counter() - clock)
         self.full = s.min_psnr is not None or self.replay is not None or cost < 0.5 * seconds
@@ -252,26 +256,54 @@ class _Run:
     def _stop(self) -> bool:
         return self.stop()
 
+    def _see(self, prepared: Prepared) -> tuple[Prepared, ReferenceViews]:
+        """Cut occupancy back to what shows (see distill/fog.py), check what that changes, and take the quick views."""
+        quick: dict[str, Any] = {"count": QUICK_COUNT, "size": QUICK_SIZE, "seed": QUICK_SEED}
+        store, _ = self._trace(prepared, 0.0, SCOUT_BATCHES, SCOUT_SEED)
+        cleared = clear(store)
+        smaller = dataclasses.replace(prepared, occupancy=cleared.occupancy, box=cleared.occupancy.box)
+        after = self._reference(smaller, **quick)
+        before = reference_views(
+            prepared.field,
+            prepared.scene,
+            occupancy=prepared.occupancy,
+            box=prepared.box,
+            step=prepared.step,
+            cameras=after.cameras,
+        )
+        changed = before.measure(list(zip(after.images, after.opacity, after.depth))).psnr
+        if cleared.fog == 0 and changed < UNCHANGED:
+            return prepared, self._reference(prepared, **quick)
+        if cleared.fog:
+            self.report.notes.append(
+                f"fog: {cleared.fog} cells of the background's own colour are seen through; the teacher with against "
+                f"without them: {changed:.1f} dB"
+            )
+        return smaller, after
+
     def _labels(self, prepared: Prepared, seconds: float, state: resuming.State | None) -> tuple[Store, int]:
         self.progress.stage("labels", seconds)
         clock = time.perf_counter()
         fixed = state.labels if state else self.replay.labels if self.replay else None
-        store, batches = label(
+        store, batches = self._trace(prepared, seconds, fixed, self.settings.seed)
+        note = f"{store.rays} rays with {len(store)} samples, asked once"
+        self.report.stages.append(StageReport("labels", batches, batches, time.perf_counter() - clock, note=note))
+        return store, batches
+
+    def _trace(self, prepared: Prepared, seconds: float, batches: int | None, seed: int) -> tuple[Store, int]:
+        return label(
             prepared.field,
             prepared.scene,
             prepared.occupancy,
             step=prepared.step,
             seconds=seconds,
             max_samples=MAX_SAMPLES,
-            batches=fixed,
-            seed=self.settings.seed,
+            batches=batches,
+            seed=seed,
             cameras=prepared.scene.cameras,
             progress=self.progress,
             device=prepared.device,
         )
-        note = f"{store.rays} rays with {len(store)} samples, asked once"
-        self.report.stages.append(StageReport("labels", batches, batches, time.perf_counter() - clock, note=note))
-        return store, batches
 
     def _project(self, student: RadianceField, store: Store, seconds: float, views: _Views) -> None:
         self.progress.stage("projection", None)
