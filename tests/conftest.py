@@ -18,6 +18,7 @@ DATA_HINT = "real data not found: set PVDCONVERT_DATA or put it at ../shared/dat
 # One thread a test process: results are bit-equal per thread count, and workers share the cores evenly. Set before
 # torch is imported, and inherited by the command lines that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.pop("PVDCONVERT_PLUGINS", None)
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=50)
