@@ -127,14 +127,13 @@ class TensorfField(RadianceField):
         if o.view_encoding == "sh":
             view, plain = sh_basis(d, o.view_bands), o.view_bands**2
         else:
-            view, plain = _waves(d.reshape(-1, 3), o.view_pe).view(n, k, -1), 3
+            waves = _waves(d.reshape(n * k, 3), o.view_pe)
+            view, plain = waves.view(n, k, waves.shape[-1]), 3
         sizes = [o.color_features, plain, 2 * o.fea_pe * o.color_features, view.shape[-1] - plain]
         fea, direct, fea_waves, view_waves = torch.split(first.weight, sizes, dim=1)
         hidden = linear(_waves(features, o.fea_pe), torch.cat([fea, fea_waves], dim=1), first.bias)
-        hidden = hidden[:, None, :] + linear(view.view(n * k, -1), torch.cat([direct, view_waves], dim=1)).view(
-            n, k, -1
-        )
-        hidden = hidden.view(n * k, -1)
+        directions = linear(view.view(n * k, view.shape[-1]), torch.cat([direct, view_waves], dim=1))
+        hidden = (hidden[:, None, :] + directions.view(n, k, hidden.shape[-1])).view(n * k, hidden.shape[-1])
         for layer in list(head.layers)[1:]:
             assert isinstance(layer, nn.Linear)
             hidden = linear(F.relu_(hidden), layer.weight, layer.bias)

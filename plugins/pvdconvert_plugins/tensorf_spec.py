@@ -83,11 +83,17 @@ class TensorfOptions:
 
 
 def megabytes(options: TensorfOptions) -> float:
-    """Size of the float32 planes and lines in MB (the networks are small against them), 10^6 bytes."""
+    """Size of the float32 planes, lines and networks in MB, 10^6 bytes; a mask comes on top."""
     n = options.resolution
     floats = 0
     for i, (a, b, c) in enumerate(((0, 1, 2), (0, 2, 1), (1, 2, 0))):
         floats += (options.density_ranks[i] + options.color_ranks[i]) * (n[a] * n[b] + n[c])
+    floats += options.color_features * sum(options.color_ranks)
+    if options.shading == "mlp":
+        view = options.view_bands**2 if options.view_encoding == "sh" else 3 + 6 * options.view_pe
+        widths = [options.color_features * (1 + 2 * options.fea_pe) + view]
+        widths += [options.mlp_width] * (options.mlp_layers - 1) + [3]
+        floats += sum((a + 1) * b for a, b in zip(widths, widths[1:]))
     return 4e-6 * floats
 
 

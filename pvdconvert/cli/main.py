@@ -126,8 +126,8 @@ def build() -> typer.Typer:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. ``argv`` without the program's name; None = this process's."""
-    # Before torch is imported: OpenMP threads that wait should sleep. Spinning, they starve whatever shares the machine,
-    # and two conversions side by side each ran about 15 times slower.
+    # Before torch is imported: OpenMP threads that wait should sleep. Spinning, they starve whatever shares the
+    # machine: two conversions side by side each ran about 15 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = list(sys.argv[1:] if argv is None else argv)
     wants_json = "--json" in args
