@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import field
@@ -93,7 +94,7 @@ def megabytes(options: TensorfOptions) -> float:
         view = options.view_bands**2 if options.view_encoding == "sh" else 3 + 6 * options.view_pe
         widths = [options.color_features * (1 + 2 * options.fea_pe) + view]
         widths += [options.mlp_width] * (options.mlp_layers - 1) + [3]
-        floats += sum((a + 1) * b for a, b in zip(widths, widths[1:]))
+        floats += sum((a + 1) * b for a, b in itertools.pairwise(widths))
     return 4e-6 * floats
 
 
