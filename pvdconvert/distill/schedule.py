@@ -8,7 +8,7 @@ import math
 from pvdconvert.errors import UsageError
 from pvdconvert.field import Stage
 
-SHARES = {Stage.FEATURES: 0.04, Stage.DENSITY: 0.10, Stage.COLOR: 0.36, Stage.RENDER: 0.50}
+SHARES = {Stage.FEATURES: 0.02, Stage.DENSITY: 0.10, Stage.COLOR: 0.48, Stage.RENDER: 0.40}
 """Share of the distillation budget that each stage may use. What an early stage leaves goes to the later ones."""
 
 WARMUP = 12
