@@ -16,15 +16,14 @@ from pvdconvert import registry as registries
 from pvdconvert.cameras import load_transforms
 from pvdconvert.distill import resume as resuming
 from pvdconvert.distill.distiller import Distiller, Position, Stopped
-from pvdconvert.distill.fog import clear
 from pvdconvert.distill.label import focus, label, visible_cells
 from pvdconvert.distill.schedule import Replay
 from pvdconvert.distill.store import Store
 from pvdconvert.errors import DeviceError, Interrupted, QualityError, RequestError, UsageError
 from pvdconvert.field import RadianceField, Stage
 from pvdconvert.loading import Loaded, Teacher, as_loaded, choose_device, open_field, to_device
-from pvdconvert.metrics import QUICK_COUNT, QUICK_SIZE, Fidelity, ReferenceViews
-from pvdconvert.metrics import views as reference_views
+from pvdconvert.looking import FEWER, QuickScore, reference, see_through
+from pvdconvert.metrics import Fidelity
 from pvdconvert.plugin import ArrayTensor, Parts, ReadOptions, TeacherFacts
 from pvdconvert.prepare import Prepared, prepare
 from pvdconvert.progress import Progress, Silent
@@ -37,10 +36,7 @@ from pvdconvert.writing import check_target, write_checked
 __all__ = ["Loaded", "Prepared", "convert", "open_field", "prepare"]
 
 MAX_SAMPLES = 6_000_000
-QUICK_SEED = 41
 SCOUT_BATCHES, SCOUT_SEED = 2, 97
-UNCHANGED = 50.0
-"""dB between pictures that differ by less than a byte shows."""
 LABEL_SHARE = 0.22
 
 
@@ -191,7 +187,9 @@ class _Run:
         seconds = s.seconds
         state = resuming.load(resuming.folder(self.out), s, loaded.sha256) if resume and self.out else None
         clock = time.perf_counter()
-        prepared, quick = self._see(prepared)
+        scouted, _ = self._trace(prepared, 0.0, SCOUT_BATCHES, SCOUT_SEED)
+        prepared, quick, text = see_through(prepared, scouted)
+        report.notes += [text] if text else []
         # What the final validation will cost: 16 views of four times the pixels.
         cost = 16 * (time.perf_counter() - clock)
         self.full = s.min_psnr is not None or self.replay is not None or cost < 0.5 * seconds
@@ -224,7 +222,7 @@ class _Run:
         if dry_run:
             return self._finish()
         store = focus(store, cells, s.seed)
-        views = _Views(quick, student, cells)
+        views = QuickScore(quick, student, cells)
         distiller = Distiller(
             self.architecture, student, store, seed=s.seed, progress=self.progress, evaluate=views, stop=self._stop
         )
@@ -256,31 +254,6 @@ class _Run:
     def _stop(self) -> bool:
         return self.stop()
 
-    def _see(self, prepared: Prepared) -> tuple[Prepared, ReferenceViews]:
-        """Cut occupancy back to what shows (see distill/fog.py), check what that changes, and take the quick views."""
-        quick: dict[str, Any] = {"count": QUICK_COUNT, "size": QUICK_SIZE, "seed": QUICK_SEED}
-        store, _ = self._trace(prepared, 0.0, SCOUT_BATCHES, SCOUT_SEED)
-        cleared = clear(store)
-        smaller = dataclasses.replace(prepared, occupancy=cleared.occupancy, box=cleared.occupancy.box)
-        after = self._reference(smaller, **quick)
-        before = reference_views(
-            prepared.field,
-            prepared.scene,
-            occupancy=prepared.occupancy,
-            box=prepared.box,
-            step=prepared.step,
-            cameras=after.cameras,
-        )
-        changed = before.measure(list(zip(after.images, after.opacity, after.depth))).psnr
-        if cleared.fog == 0 and changed < UNCHANGED:
-            return prepared, self._reference(prepared, **quick)
-        if cleared.fog:
-            self.report.notes.append(
-                f"fog: {cleared.fog} cells of the background's own colour are seen through; the teacher with against "
-                f"without them: {changed:.1f} dB"
-            )
-        return smaller, after
-
     def _labels(self, prepared: Prepared, seconds: float, state: resuming.State | None) -> tuple[Store, int]:
         self.progress.stage("labels", seconds)
         clock = time.perf_counter()
@@ -305,7 +278,7 @@ class _Run:
             device=prepared.device,
         )
 
-    def _project(self, student: RadianceField, store: Store, seconds: float, views: _Views) -> None:
+    def _project(self, student: RadianceField, store: Store, seconds: float, views: QuickScore) -> None:
         self.progress.stage("projection", None)
         before = views()
         clock = time.perf_counter()
@@ -317,7 +290,7 @@ class _Run:
         self.progress.note(f"preview after projection: {after:.2f} dB ({line})")
         self.report.stages.append(StageReport("projection", 1, 1, spent, before, after, line))
 
-    def _stages(self, distiller: Distiller, seconds: float, views: _Views, batches: int) -> None:
+    def _stages(self, distiller: Distiller, seconds: float, views: QuickScore, batches: int) -> None:
         if self.replay is not None:
             named = {name: (run, planned) for name, run, planned in self.replay.stages}
             distiller.run(0.0, steps=named)
@@ -331,7 +304,8 @@ class _Run:
                 gain = (report.psnr_after or 0.0) - (report.psnr_before or 0.0)
                 if gain < BEST_GAIN:
                     break
-        ran = [(r.name, r.steps, r.planned) for r in distiller.reports if r.planned]
+        earlier = [r for r in self.report.stages if r.name not in ("labels", "projection")]
+        ran = [(r.name, r.steps, r.planned) for r in [*earlier, *distiller.reports] if r.planned]
         self.report.replay = str(Replay(batches, tuple(ran)))
 
     def _interrupt(
@@ -362,21 +336,10 @@ class _Run:
             return 2
         return max(1, round(self.limits.cells * prepared.occupancy.cell / prepared.scene.box.longest))
 
-    def _reference(self, prepared: Prepared, **options: Any) -> ReferenceViews:
-        return reference_views(
-            prepared.field,
-            prepared.scene,
-            occupancy=prepared.occupancy,
-            box=prepared.box,
-            step=prepared.step,
-            **options,
-        )
-
     def _validate(self, prepared: Prepared, student: RadianceField, cells: Occupancy) -> Fidelity:
-        fewer: dict[str, Any] = {} if self.full else {"count": QUICK_COUNT, "size": QUICK_SIZE}
         if not self.full:
             self.report.notes.append("validated on fewer views than fidelity/1: the budget is short for this teacher")
-        views = self._reference(prepared, progress=self.progress, **fewer)
+        views = reference(prepared, progress=self.progress, **({} if self.full else FEWER))
         return views.compare(student, cells, progress=self.progress)
 
     def _write(self, field: RadianceField, scene: Scene, loaded: Loaded) -> None:
@@ -408,19 +371,6 @@ class _Run:
         self.report.cpu_seconds = time.process_time() - self.cpu
         self.report.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return self.report
-
-
-class _Views:
-    """The quick held-out score of a student: called by the stages."""
-
-    def __init__(self, views: ReferenceViews, student: RadianceField, cells: Occupancy) -> None:
-        self.views, self.student, self.cells = views, student, cells
-
-    def __call__(self) -> float:
-        was = self.student.training
-        score = self.views.compare(self.student.eval(), self.cells).psnr
-        self.student.train(was)
-        return float(score)
 
 
 def _bytes(tensors: Mapping[str, torch.Tensor]) -> int:

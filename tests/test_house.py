@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distill": {"field", "scene", "cameras", "render", "metrics", "plugin", "solve", "kernels", "report", "settings"},
     "settings": {"plugin"},
     "prepare": {"field", "metrics", "render", "scene", "cameras"},
+    "looking": {"distill", "field", "metrics", "prepare", "render"},
     "loading": {"field", "identify", "plugin", "registry", "scene"},
     "writing": {"containers", "plugin", "registry"},
     "pipeline": {"*"},

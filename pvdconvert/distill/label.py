@@ -89,7 +89,7 @@ def label(
     )
     if not bool(torch.isfinite(sigma).all() & torch.isfinite(rgb).all()):
         raise RequestError("the teacher answers values that are not numbers", hint="its weights are damaged")
-    if not bool((weight > 0.05).any()):
+    if not bool((ray_opacity > 0.02).any()):
         raise RequestError("no view sees any density", hint="is the box right? give --bounds x0,y0,z0,x1,y1,z1")
     offsets = torch.zeros(len(counts) + 1, dtype=torch.int64, device=device)
     torch.cumsum(counts, 0, out=offsets[1:])
