@@ -48,7 +48,8 @@ def figures(report: dict[str, Any]) -> str:
 
 
 def machine() -> str:
-    return f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"
+    load = f"load {os.getloadavg()[0]:.1f}"
+    return f"{platform.machine()}, {os.cpu_count()} cores, {load}, Python {platform.python_version()}"
 
 
 HEAD = ["dB (`fidelity/1`)", "worst view", "object only", "s", "CPU s", "MB", "dB on the quick views after each stage"]

@@ -6,14 +6,17 @@ import dataclasses
 from typing import Any
 
 from pvdconvert.distill.fog import clear
-from pvdconvert.distill.store import Store
+from pvdconvert.distill.label import label
 from pvdconvert.field import RadianceField
 from pvdconvert.metrics import QUICK_COUNT, QUICK_SIZE, ReferenceViews, views
 from pvdconvert.prepare import Prepared
+from pvdconvert.progress import Progress, Silent
 from pvdconvert.render.occupancy import Occupancy
 
 SEED = 41
 """Of the quick views; those of ``fidelity/1`` have their own."""
+
+SCOUT_BATCHES, SCOUT_SEED = 2, 97
 
 UNCHANGED = 50.0
 """dB between pictures that differ by less than a byte shows."""
@@ -34,12 +37,25 @@ def reference(prepared: Prepared, **options: Any) -> ReferenceViews:
     )
 
 
-def see_through(prepared: Prepared, scouted: Store) -> tuple[Prepared, ReferenceViews, str]:
-    """Cut occupancy back to what ``scouted`` shows (distill/fog.py), and check with pictures what that changes.
+def see_through(prepared: Prepared, progress: Progress | None = None) -> tuple[Prepared, ReferenceViews, str]:
+    """Cut occupancy back to what a few rays show (distill/fog.py), and check with pictures what that changes.
 
     Returns the prepared field, its quick views, and one line for the report ("" where there was no fog). Where there is
     no fog and yet the pictures change, scouting missed something and nothing is cut.
     """
+    scouted, _ = label(
+        prepared.field,
+        prepared.scene,
+        prepared.occupancy,
+        step=prepared.step,
+        seconds=0.0,
+        max_samples=0,
+        batches=SCOUT_BATCHES,
+        seed=SCOUT_SEED,
+        cameras=prepared.scene.cameras,
+        progress=progress or Silent(),
+        device=prepared.device,
+    )
     cleared = clear(scouted)
     smaller = dataclasses.replace(prepared, occupancy=cleared.occupancy, box=cleared.occupancy.box)
     after = reference(smaller, seed=SEED, **FEWER)

@@ -36,7 +36,6 @@ from pvdconvert.writing import check_target, write_checked
 __all__ = ["Loaded", "Prepared", "convert", "open_field", "prepare"]
 
 MAX_SAMPLES = 6_000_000
-SCOUT_BATCHES, SCOUT_SEED = 2, 97
 LABEL_SHARE = 0.22
 
 
@@ -187,8 +186,7 @@ class _Run:
         seconds = s.seconds
         state = resuming.load(resuming.folder(self.out), s, loaded.sha256) if resume and self.out else None
         clock = time.perf_counter()
-        scouted, _ = self._trace(prepared, 0.0, SCOUT_BATCHES, SCOUT_SEED)
-        prepared, quick, text = see_through(prepared, scouted)
+        prepared, quick, text = see_through(prepared, self.progress)
         report.notes += [text] if text else []
         # What the final validation will cost: 16 views of four times the pixels.
         cost = 16 * (time.perf_counter() - clock)

@@ -81,6 +81,7 @@ def command(
         where = compute.choose()
         from pvdconvert import metrics
         from pvdconvert.loading import open_field
+        from pvdconvert.looking import see_through
         from pvdconvert.prepare import prepare
 
         one = open_field(a, from_=from_, read=read, device=where)
@@ -89,7 +90,8 @@ def command(
         for text in notes:
             bar.note(text)
         bar.note(f"A: {a}, {one.architecture}")
-        teacher = prepare(one.field, one.scene, device=where, progress=bar)
+        teacher, _, text = see_through(prepare(one.field, one.scene, device=where, progress=bar), bar)
+        notes += [text] if text else []
         bar.note(f"B: {b}, {two.architecture}")
         student = prepare(two.field, two.scene, device=where, progress=bar)
         reference = metrics.views(
