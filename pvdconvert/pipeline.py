@@ -16,7 +16,7 @@ from pvdconvert import registry as registries
 from pvdconvert.cameras import load_transforms
 from pvdconvert.distill import resume as resuming
 from pvdconvert.distill.distiller import Distiller, Position, Stopped
-from pvdconvert.distill.label import focus, label, visible_cells
+from pvdconvert.distill.label import SIDES, focus, label, merge, visible_cells
 from pvdconvert.distill.schedule import Replay
 from pvdconvert.distill.store import Store
 from pvdconvert.errors import DeviceError, Interrupted, QualityError, RequestError, UsageError
@@ -35,8 +35,9 @@ from pvdconvert.writing import check_target, write_checked
 
 __all__ = ["Loaded", "Prepared", "convert", "open_field", "prepare"]
 
-MAX_SAMPLES = 6_000_000
-LABEL_SHARE = 0.22
+MAX_SAMPLES = 14_000_000
+SCOUT_SHARE = 0.2
+LABEL_SHARE = 0.35
 
 
 def convert(
@@ -188,8 +189,8 @@ class _Run:
         clock = time.perf_counter()
         prepared, quick, text = see_through(prepared, self.progress)
         report.notes += [text] if text else []
-        # What the final validation will cost: 16 views of four times the pixels.
-        cost = 16 * (time.perf_counter() - clock)
+        # What the final validation will cost: 16 views of four times the pixels of the two sets just taken.
+        cost = 6 * (time.perf_counter() - clock)
         self.full = s.min_psnr is not None or self.replay is not None or cost < 0.5 * seconds
         reserve = min(cost if self.full else cost / 16, 0.5 * seconds) if validate else 0.0
         store, batches = self._labels(prepared, 0.05 * seconds if dry_run else LABEL_SHARE * seconds, state)
@@ -252,25 +253,37 @@ class _Run:
     def _stop(self) -> bool:
         return self.stop()
 
-    def _labels(self, prepared: Prepared, seconds: float, state: resuming.State | None) -> tuple[Store, int]:
-        self.progress.stage("labels", seconds)
+    def _labels(
+        self, prepared: Prepared, seconds: float, state: resuming.State | None
+    ) -> tuple[Store, tuple[int, int]]:
+        """Scout, then trace many more rays through nothing but the surroundings of what was seen."""
         clock = time.perf_counter()
-        fixed = state.labels if state else self.replay.labels if self.replay else None
-        store, batches = self._trace(prepared, seconds, fixed, self.settings.seed)
-        note = f"{store.rays} rays with {len(store)} samples, asked once"
+        fixed = (None, None) if self.replay is None else (self.replay.scout, self.replay.labels)
+        fixed = fixed if state is None else (state.scout, state.labels)
+        self.progress.stage("scout", SCOUT_SHARE * seconds)
+        few, scout = self._trace(prepared, SCOUT_SHARE * seconds, MAX_SAMPLES // 4, fixed[0], 0)
+        self.progress.stage("labels", (1.0 - SCOUT_SHARE) * seconds)
+        shell = dataclasses.replace(prepared, occupancy=visible_cells(few, grow=2))
+        left = seconds - (time.perf_counter() - clock)
+        rest, batches = self._trace(shell, left, MAX_SAMPLES - len(few), fixed[1], scout)
+        store = merge(few, rest)
+        note = f"{store.rays} rays with {len(store)} samples, {len(store.many)} of them seen from {SIDES} sides more"
         self.report.stages.append(StageReport("labels", batches, batches, time.perf_counter() - clock, note=note))
-        return store, batches
+        return store, (scout, batches)
 
-    def _trace(self, prepared: Prepared, seconds: float, batches: int | None, seed: int) -> tuple[Store, int]:
+    def _trace(
+        self, prepared: Prepared, seconds: float, most: int, batches: int | None, first: int
+    ) -> tuple[Store, int]:
         return label(
             prepared.field,
             prepared.scene,
             prepared.occupancy,
             step=prepared.step,
             seconds=seconds,
-            max_samples=MAX_SAMPLES,
+            max_samples=most,
             batches=batches,
-            seed=seed,
+            first=first,
+            seed=self.settings.seed,
             cameras=prepared.scene.cameras,
             progress=self.progress,
             device=prepared.device,
@@ -288,7 +301,7 @@ class _Run:
         self.progress.note(f"preview after projection: {after:.2f} dB ({line})")
         self.report.stages.append(StageReport("projection", 1, 1, spent, before, after, line))
 
-    def _stages(self, distiller: Distiller, seconds: float, views: QuickScore, batches: int) -> None:
+    def _stages(self, distiller: Distiller, seconds: float, views: QuickScore, batches: tuple[int, int]) -> None:
         if self.replay is not None:
             named = {name: (run, planned) for name, run, planned in self.replay.stages}
             distiller.run(0.0, steps=named)
@@ -304,10 +317,10 @@ class _Run:
                     break
         earlier = [r for r in self.report.stages if r.name not in ("labels", "projection")]
         ran = [(r.name, r.steps, r.planned) for r in [*earlier, *distiller.reports] if r.planned]
-        self.report.replay = str(Replay(batches, tuple(ran)))
+        self.report.replay = str(Replay(*batches, tuple(ran)))
 
     def _interrupt(
-        self, distiller: Distiller, config: dict[str, Any], loaded: Loaded, batches: int, cells: Occupancy
+        self, distiller: Distiller, config: dict[str, Any], loaded: Loaded, batches: tuple[int, int], cells: Occupancy
     ) -> None:
         at: Position = distiller.position
         stage = tuple(Stage)[min(at.stage, len(Stage) - 1)]

@@ -111,7 +111,7 @@ def test_plateau() -> None:
 
 
 def test_replay_survives_its_text() -> None:
-    replay = Replay(12, (("density", 90, 120), ("color", 5, 5)))
+    replay = Replay(3, 12, (("density", 90, 120), ("color", 5, 5)))
     assert Replay.parse(str(replay)) == replay
 
 

@@ -78,6 +78,7 @@ class Distiller:
         # Colours are drawn by compositing weight (the soft form of PVD-AL's "top 30 % of a ray").
         self.colored = store.colored.nonzero().squeeze(1)
         self.cumulative = torch.cumsum(store.weight[self.colored].double(), 0)
+        self.sided = torch.cumsum(store.weight[store.many].double(), 0)
         self.backdrop = torch.tensor(store.scene.backdrop, device=self.device)
         self.batch = student.batch_points
         per_ray = max(1.0, len(store) / store.rays)
@@ -92,9 +93,23 @@ class Distiller:
         u = torch.rand(count, generator=self.generator, dtype=torch.float64).to(self.device) * self.cumulative[-1]
         return self.colored[torch.searchsorted(self.cumulative, u).clamp_max(len(self.colored) - 1)]
 
+    def _from_sides(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """x [N,3], d [N,K,3], rgb [N,K,3] of samples drawn by weight, from K = 2 of the sides they were asked from."""
+        s = self.store
+        u = torch.rand(count, generator=self.generator, dtype=torch.float64).to(self.device) * self.sided[-1]
+        at = torch.searchsorted(self.sided, u).clamp_max(len(s.many) - 1)
+        side = int(torch.randint(s.many_d.shape[1] - 1, (1,), generator=self.generator))
+        return s.x[s.many[at]], s.many_d[at, side : side + 2], s.many_rgb[at, side : side + 2]
+
+    def _sides_loss(self, count: int) -> Tensor:
+        x, d, rgb = self._from_sides(count)
+        ours = self.architecture.forward_stage(self.student, Stage.COLOR, x, d)
+        assert ours is not None
+        return losses.color_loss(ours, rgb)
+
     def _points(self) -> tuple[Tensor, Tensor]:
         """(by weight, uniform over all samples): indices into the store."""
-        shown = self._by_weight(self.batch * 3 // 4)
+        shown = self._by_weight(self.batch // 2)
         rest = torch.randint(len(self.store), (self.batch // 4,), generator=self.generator).to(self.device)
         return shown, rest
 
@@ -152,7 +167,9 @@ class Distiller:
             d = s.d[self.ray_of[shown]][:, None]
             rgb = self.architecture.forward_stage(self.student, Stage.COLOR, x[:n], d, latent[:n])
             assert rgb is not None
-            loss = loss + 2.0 * losses.color_loss(rgb[:, 0], s.rgb[shown])
+            loss = loss + losses.color_loss(rgb[:, 0], s.rgb[shown])
+            if index is None and len(s.many):
+                loss = loss + 2.0 * self._sides_loss(self.batch // 2)
         return loss
 
     def _render_loss(self) -> Tensor:
@@ -179,6 +196,8 @@ class Distiller:
         loss = loss + 0.1 * (1.0 - through - s.ray_opacity[rays]).square().mean()
         apart = weight_t[shown, None] * s.colored[index[shown], None] * (rgb[:, 0] - s.rgb[index[shown]]).square()
         loss = loss + 0.1 * apart.sum() / (3 * len(rays))
+        if len(s.many):
+            loss = loss + 0.3 * self._sides_loss(self.batch // 4)
         return loss + 0.05 * losses.density_loss(sigma, sigma_t, dt)
 
     def _loss(self, stage: Stage) -> Tensor:

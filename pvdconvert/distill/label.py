@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from pvdconvert.field import RadianceField
 from pvdconvert.progress import Progress
 from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.render.occupy import dilate, split, tight
-from pvdconvert.render.trace import trace
+from pvdconvert.render.trace import Trace, trace
 from pvdconvert.scene import Scene
 
 BATCH = 1 << 14
@@ -24,6 +26,13 @@ BATCH = 1 << 14
 
 VISIBLE = 1e-3
 """A sample whose compositing weight stays below this on every ray is not seen."""
+
+SIDES = 6
+"""Directions in which the colour of a visible sample is asked beside its own ray's. With one direction a point,
+students learn the rays by heart: 37.7 dB on the rays of the store, 25.6 dB on others (lego, tensorf)."""
+
+SIDED = 0.02
+"""Compositing weight from which a sample is asked from several sides."""
 
 FREE_SHARE = 0.1
 """Points anywhere in occupied space, as a share of the samples on rays."""
@@ -38,6 +47,7 @@ def label(
     seconds: float,
     max_samples: int,
     batches: int | None = None,
+    first: int = 0,
     seed: int = 0,
     cameras: Sequence[Camera] = (),
     progress: Progress,
@@ -45,6 +55,7 @@ def label(
 ) -> tuple[Store, int]:
     """Trace pseudo-view rays through ``teacher`` until ``seconds`` or ``max_samples`` are spent, or for ``batches``.
 
+    ``first`` is the number of the first batch: a second call goes on where another ended.
     Returns the store and the number of batches asked: the same number and seed give the same store, bit for bit.
     """
     start = time.perf_counter()
@@ -52,8 +63,9 @@ def label(
     parts: list[tuple[Tensor, ...]] = []
     samples, done = 0, 0
     while True:
-        o, d = draw_rays(scene, box, occupancy, BATCH, seed * 1_000_003 + done, cameras)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + done)
+        number = seed * 1_000_003 + first + done
+        o, d = draw_rays(scene, box, occupancy, BATCH, number, cameras)
+        generator = torch.Generator().manual_seed(number)
         jitter = torch.rand(BATCH, generator=generator).to(device)
         got = trace(
             teacher,
@@ -71,6 +83,7 @@ def label(
         hit = counts > 0
         parts.append(
             (
+                *_from_sides(teacher, got, generator),
                 *(got.x, got.t, got.dt, got.sigma, got.weight, got.rgb, got.colored),
                 *(got.d[hit], counts[hit], got.ray_rgb[hit], got.ray_opacity[hit], got.ray_depth[hit]),
             )
@@ -84,7 +97,11 @@ def label(
                 break
         elif samples + samples / done > max_samples or spent + 0.7 * spent / done > seconds:
             break
-    x, t, dt, sigma, weight, rgb, colored, d, counts, ray_rgb, ray_opacity, ray_depth = (
+    before = 0
+    for part in parts:
+        part[0].add_(before)
+        before += len(part[3])
+    many, many_d, many_rgb, x, t, dt, sigma, weight, rgb, colored, d, counts, ray_rgb, ray_opacity, ray_depth = (
         torch.cat(column) for column in zip(*parts)
     )
     if not bool(torch.isfinite(sigma).all() & torch.isfinite(rgb).all()):
@@ -111,9 +128,42 @@ def label(
         ray_depth=ray_depth,
         free_x=x[:0],
         free_sigma=sigma[:0],
+        many=many,
+        many_d=many_d,
+        many_rgb=many_rgb,
         teacher=teacher,
     )
     return store, done
+
+
+@torch.no_grad()
+def _from_sides(teacher: RadianceField, got: Trace, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """(sample [Q], directions [Q, SIDES, 3], colours): visible samples asked again from around their own direction."""
+    chosen = (got.weight > SIDED).nonzero().squeeze(1)
+    counts = got.offsets[1:] - got.offsets[:-1]
+    ray = torch.repeat_interleave(torch.arange(len(counts), device=chosen.device), counts)
+    spread = torch.rand(len(chosen), SIDES, 1, generator=generator) * 1.4 + 0.1
+    turned = torch.randn(len(chosen), SIDES, 3, generator=generator) * spread
+    d = torch.nn.functional.normalize(got.d[ray[chosen], None] + turned.to(chosen.device), dim=-1)
+    colors = [
+        teacher.color(teacher.encode(got.x[part]), d[where])
+        for part, where in zip(
+            torch.split(chosen, 1 << 14), torch.split(torch.arange(len(chosen), device=chosen.device), 1 << 14)
+        )
+    ]
+    return chosen, d, torch.cat(colors) if colors else d
+
+
+def merge(a: Store, b: Store) -> Store:
+    """All rays and samples of both; what belongs to the scene is ``a``'s."""
+    joined: dict[str, Any] = {
+        f.name: torch.cat([getattr(a, f.name), getattr(b, f.name)])
+        for f in dataclasses.fields(Store)
+        if isinstance(getattr(a, f.name), Tensor)
+    }
+    joined["offsets"] = torch.cat([a.offsets, b.offsets[1:] + a.offsets[-1]])
+    joined["many"] = torch.cat([a.many, b.many + len(a)])
+    return dataclasses.replace(a, **joined)
 
 
 def visible_cells(store: Store, *, factor: int = 2, grow: int = 1) -> Occupancy:
@@ -135,6 +185,8 @@ def visible_cells(store: Store, *, factor: int = 2, grow: int = 1) -> Occupancy:
 def focus(store: Store, cells: Occupancy, seed: int) -> Store:
     """``store`` without the samples outside of ``cells``, where the student is exactly zero, and with free points."""
     keep = cells.contains(store.x)
+    place = torch.cumsum(keep, 0) - 1
+    sided = keep[store.many]
     counts = torch.zeros(store.rays, dtype=torch.int64, device=store.x.device)
     counts.index_add_(0, store.ray_of()[keep], torch.ones_like(store.ray_of()[keep]))
     rays = counts > 0
@@ -162,6 +214,9 @@ def focus(store: Store, cells: Occupancy, seed: int) -> Store:
         ray_rgb=store.ray_rgb[rays],
         ray_opacity=store.ray_opacity[rays],
         ray_depth=store.ray_depth[rays],
+        many=place[store.many[sided]],
+        many_d=store.many_d[sided],
+        many_rgb=store.many_rgb[sided],
         free_x=free_x,
         free_sigma=store.ask_density(free_x),
         teacher=store.teacher,

@@ -45,7 +45,7 @@ def save(
     config: dict[str, Any],
     distiller: Distiller,
     architecture: Architecture,
-    labels: int,
+    labels: tuple[int, int],
     reports: list[StageReport],
     elapsed: float,
 ) -> None:
@@ -66,7 +66,7 @@ def save(
         "version": VERSION,
         "request": _request(settings, sha256),
         "config": config,
-        "labels": labels,
+        "labels": list(labels),
         "position": dataclasses.asdict(distiller.position),
         "reports": [dataclasses.asdict(r) for r in reports],
         "numbers": numbers,
@@ -87,6 +87,7 @@ class State:
     """What :func:`load` found."""
 
     config: dict[str, Any]
+    scout: int
     labels: int
     position: dict[str, Any]
     reports: list[StageReport]
@@ -145,7 +146,8 @@ def load(where: Path, settings: Settings, sha256: str) -> State:
                 )
         return State(
             config=data["config"],
-            labels=int(data["labels"]),
+            scout=int(data["labels"][0]),
+            labels=int(data["labels"][1]),
             position=data["position"],
             reports=[StageReport(**r) for r in data["reports"]],
             elapsed=float(data["elapsed"]),

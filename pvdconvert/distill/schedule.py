@@ -23,33 +23,40 @@ PATIENCE = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """Steps that reproduce a run bit for bit: ``labels=12;density=90/120;...`` (steps run / steps planned)."""
+    """Steps that reproduce a run bit for bit: ``scout=3;labels=12;density=90/120;...``.
 
+    Batches of rays while scouting and after, then for each stage the steps run / the steps planned.
+    """
+
+    scout: int
     labels: int
     stages: tuple[tuple[str, int, int], ...]
 
     def __str__(self) -> str:
-        return ";".join([f"labels={self.labels}", *(f"{name}={run}/{planned}" for name, run, planned in self.stages)])
+        stages = (f"{name}={run}/{planned}" for name, run, planned in self.stages)
+        return ";".join([f"scout={self.scout}", f"labels={self.labels}", *stages])
 
     @classmethod
     def parse(cls, text: str) -> Replay:
         """Raises UsageError where ``text`` is not what a report's ``replay`` says."""
         try:
-            labels, stages = 0, []
+            scout, labels, stages = 1, 0, []
             for part in text.split(";"):
                 name, _, value = part.partition("=")
                 if name == "labels":
                     labels = int(value)
+                elif name == "scout":
+                    scout = int(value)
                 else:
                     run, _, planned = value.partition("/")
                     stages.append((name, int(run), int(planned or run)))
                     if stages[-1][1] < 0 or stages[-1][2] < stages[-1][1]:
                         raise ValueError(part)
-            if labels < 1:
+            if labels < 1 or scout < 1:
                 raise ValueError("labels")
         except ValueError as error:
             raise UsageError(f"steps {text!r} are not a replay: {error}", hint="copy 'replay' from a report") from error
-        return cls(labels, tuple(stages))
+        return cls(scout, labels, tuple(stages))
 
 
 def rate(progress: float, step: int) -> float:

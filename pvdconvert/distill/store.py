@@ -29,6 +29,7 @@ class Store:
     colored [M]    bool: rgb was asked (weight above the threshold); elsewhere rgb is 0 and means nothing
     t [M]          distance along the ray
     free_x [P,3], free_sigma [P]   points drawn anywhere in occupied cells, density only
+    many [Q]            int64: samples asked from several sides; many_d, many_rgb [Q,K,3]: directions and colours
     """
 
     scene: Scene
@@ -49,6 +50,9 @@ class Store:
     free_x: Tensor
     free_sigma: Tensor
     teacher: RadianceField
+    many: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    many_d: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0, 1, 3))
+    many_rgb: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0, 1, 3))
 
     def __len__(self) -> int:
         return int(self.x.shape[0])
@@ -63,9 +67,17 @@ class Store:
         return torch.repeat_interleave(torch.arange(self.rays, device=self.d.device), counts)
 
     def colored_samples(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(x [C,3], d [C,3], rgb [C,3], weight [C]) of the samples whose colour was asked."""
+        """(x [C,3], d [C,3], rgb [C,3], weight [C]) of the samples whose colour was asked, and from another side."""
         keep = self.colored.nonzero().squeeze(1)
-        return self.x[keep], self.d[self.ray_of()[keep]], self.rgb[keep], self.weight[keep]
+        x, d, rgb, weight = self.x[keep], self.d[self.ray_of()[keep]], self.rgb[keep], self.weight[keep]
+        if not len(self.many):
+            return x, d, rgb, weight
+        return (
+            torch.cat([x, self.x[self.many]]),
+            torch.cat([d, self.many_d[:, 0]]),
+            torch.cat([rgb, self.many_rgb[:, 0]]),
+            torch.cat([weight, self.weight[self.many]]),
+        )
 
     @torch.no_grad()
     def ask_density(self, x: Tensor, chunk: int = 1 << 16) -> Tensor:
