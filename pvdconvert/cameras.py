@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
+WIDEST = 0.98
+"""Share of the picture that a box may reach."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Camera:
@@ -113,7 +116,8 @@ def fit_camera(
 ) -> Camera:
     """A square camera in ``direction`` of the box's centre in which the box fills about ``fill`` of the height.
 
-    ``fov`` is the full angle in radians, ``size`` pixels. The eight projected corners are made to fit exactly.
+    ``fov`` is the full angle in radians, ``size`` pixels. The eight projected corners fill ``fill`` of the height, less
+    only where a wide box would leave the picture.
     """
     center = np.asarray(box.center)
     d = np.asarray(direction, dtype=np.float64)
@@ -129,7 +133,7 @@ def fit_camera(
             low = radius
             continue
         v = focal * local[:, :2] / -local[:, 2:3]
-        if float(np.ptp(v, axis=0).max()) > fill * size:
+        if np.ptp(v[:, 1]) > fill * size or 2 * np.abs(v).max() > WIDEST * size:
             low = radius
         else:
             high = radius
