@@ -108,12 +108,14 @@ def test_a_camera_cannot_look_at_itself() -> None:
 def test_the_box_fills_the_stated_share(fill: float) -> None:
     for camera in sphere_cameras(BOX, 12, 100, seed=3, fill=fill):
         pixels = project(camera, corners(BOX))
-        assert float(np.ptp(pixels, axis=0).max()) == pytest.approx(fill * 100, rel=1e-3)
         middle = project(camera, np.array([BOX.center]))
         np.testing.assert_allclose(middle + camera.offset, [[50, 50]], atol=1e-6)
-        if fill < 0.7:  # perspective pushes the near corners outwards
-            assert (pixels > -0.5).all()
-            assert (pixels < 99.5).all()
+        height = float(np.ptp(pixels[:, 1]))
+        reach = 2 * float(np.abs(pixels + camera.offset - 50).max())
+        assert reach <= 98.1, "the box stays in the picture"
+        assert height == pytest.approx(fill * 100, rel=1e-3) or (height < fill * 100 and reach > 97.9)
+        if fill <= 0.66:
+            assert height >= 60 * fill / 0.66
 
 
 def test_sphere_directions_cover_both_hemispheres_evenly() -> None:
