@@ -146,7 +146,6 @@ class _Run:
         s, report = self.settings, self.report
         report.dry_run = dry_run
         report.notes += list(loaded.notes)
-        report.notes += [f"assumed, not in the file: {name}" for name in loaded.scene.assumed]
         report.source = {
             "path": None if loaded.path is None else str(loaded.path),
             "format": loaded.format,

@@ -35,7 +35,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "solve": {"kernels"},
     "render": {"field", "scene", "cameras", "kernels"},
     "metrics": {"render", "scene", "cameras", "field"},
-    "data": {"cameras", "scene"},
     "report": {"metrics", "render"},
     "distill": {"field", "scene", "cameras", "render", "metrics", "plugin", "solve", "kernels", "report", "settings"},
     "settings": {"plugin"},
