@@ -28,7 +28,11 @@ def pvdconvert(*words: str | Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "pvdconvert", *map(str, words), "--json", "--progress", "plain"]
     begin = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return {**json.loads(done.stdout), "wall": time.perf_counter() - begin}
+    document: dict[str, Any] = json.loads(done.stdout)
+    for side in ("source", "target"):
+        if side in document and document[side].get("path"):
+            document[side]["path"] = Path(document[side]["path"]).name  # no machine's folders in committed tables
+    return {**document, "wall": time.perf_counter() - begin}
 
 
 def effort(text: str) -> list[str]:
