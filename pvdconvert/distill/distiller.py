@@ -16,7 +16,7 @@ from torch import Tensor
 from pvdconvert.distill import losses
 from pvdconvert.distill.schedule import SHARES, WARMUP, Plateau, rate
 from pvdconvert.distill.store import Store
-from pvdconvert.errors import RequestError
+from pvdconvert.errors import PluginError, RequestError
 from pvdconvert.field import RadianceField, Stage
 from pvdconvert.kernels.composite import ray_sum, render_weights
 from pvdconvert.plugin import Architecture
@@ -103,8 +103,7 @@ class Distiller:
 
     def _sides_loss(self, count: int) -> Tensor:
         x, d, rgb = self._from_sides(count)
-        ours = self.architecture.forward_stage(self.student, Stage.COLOR, x, d)
-        assert ours is not None
+        ours = self._ask(Stage.COLOR, x, d)
         return losses.color_loss(ours, rgb)
 
     def _points(self) -> tuple[Tensor, Tensor]:
@@ -112,6 +111,16 @@ class Distiller:
         shown = self._by_weight(self.batch // 2)
         rest = torch.randint(len(self.store), (self.batch // 4,), generator=self.generator).to(self.device)
         return shown, rest
+
+    def _ask(self, stage: Stage, x: Tensor, d: Tensor | None, latent: Tensor | None = None) -> Tensor:
+        """What the student answers at ``stage``. Raises PluginError where its plugin answers nothing."""
+        answer = self.architecture.forward_stage(self.student, stage, x, d, latent)
+        if answer is None:
+            name = type(self.architecture).__name__
+            raise PluginError(
+                f"plugin {name}: forward_stage answers nothing at stage {stage}", hint="pvdconvert selftest"
+            )
+        return answer
 
     # -- the stages ------------------------------------------------------------------------------------------------
 
@@ -142,8 +151,7 @@ class Distiller:
         index, targets = self.tap
         pick = torch.randint(len(index), (self.batch,), generator=self.generator).to(self.device)
         x = self.store.x[index[pick]]
-        ours = self.architecture.forward_stage(self.student, Stage.FEATURES, x, None)
-        assert ours is not None
+        ours = self._ask(Stage.FEATURES, x, None)
         # The adapter is solved in closed form on each batch, so feature widths never have to match.
         with torch.no_grad():
             a = losses.adapter(ours, targets[pick])
@@ -159,14 +167,12 @@ class Distiller:
             x, sigma_t = torch.cat([x, s.free_x[free]]), torch.cat([sigma_t, s.free_sigma[free]])
             dt = torch.cat([dt, torch.full_like(s.free_sigma[free], s.step)])
         latent = self.student.encode(x)
-        sigma = self.architecture.forward_stage(self.student, Stage.DENSITY, x, None, latent)
-        assert sigma is not None
+        sigma = self._ask(Stage.DENSITY, x, None, latent)
         loss = losses.density_loss(sigma, sigma_t, dt)
         if stage is Stage.COLOR and len(shown):
             n = len(shown)
             d = s.d[self.ray_of[shown]][:, None]
-            rgb = self.architecture.forward_stage(self.student, Stage.COLOR, x[:n], d, latent[:n])
-            assert rgb is not None
+            rgb = self._ask(Stage.COLOR, x[:n], d, latent[:n])
             loss = loss + losses.color_loss(rgb[:, 0], s.rgb[shown])
             if index is None and len(s.many):
                 loss = loss + 2.0 * self._sides_loss(self.batch // 2)
@@ -183,13 +189,11 @@ class Distiller:
         )
         x, dt, sigma_t, weight_t = s.x[index], s.dt[index], s.sigma[index], s.weight[index]
         latent = self.student.encode(x)
-        sigma = self.architecture.forward_stage(self.student, Stage.DENSITY, x, None, latent)
-        assert sigma is not None
+        sigma = self._ask(Stage.DENSITY, x, None, latent)
         weight, through = render_weights(sigma * dt, offsets)
         shown = (torch.maximum(weight.detach(), weight_t) > SHOWN).nonzero().squeeze(1)
         d = s.d[self.ray_of[index[shown]]][:, None]
-        rgb = self.architecture.forward_stage(self.student, Stage.COLOR, x[shown], d, latent[shown])
-        assert rgb is not None
+        rgb = self._ask(Stage.COLOR, x[shown], d, latent[shown])
         colors = torch.zeros(len(index), 3, device=self.device).index_copy(0, shown, rgb[:, 0])
         pixel = ray_sum(weight[:, None] * colors, offsets) + through[:, None] * self.backdrop
         loss = (pixel - s.ray_rgb[rays]).square().mean()

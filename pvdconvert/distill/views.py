@@ -23,13 +23,12 @@ def _sphere_rays(box: Box, occupancy: Occupancy, count: int, rng: np.random.Gene
     o = center + out * radius
     # Two thirds through a random point of the box's bounding disc (as pixels are), one third at an occupied cell
     # (so that thin parts are met as often as they deserve).
-    aim = center + rng.normal(size=(count, 3)) * 0.0
     a = np.cross(out, rng.normal(size=(count, 3)))
     a /= np.linalg.norm(a, axis=1, keepdims=True)
     b = np.cross(out, a)
     r = 0.5 * box.diagonal * np.sqrt(rng.uniform(size=(count, 1)))
     phi = rng.uniform(0, 2 * math.pi, size=(count, 1))
-    aim = aim + r * (np.cos(phi) * a + np.sin(phi) * b)
+    aim = center + r * (np.cos(phi) * a + np.sin(phi) * b)
     cells = occupancy.grid.nonzero().cpu().numpy()
     if len(cells):
         chosen = rng.integers(0, len(cells), size=count)
