@@ -50,13 +50,14 @@ def formats(registry: Registry) -> str:
             held = "any" if "*" in s.architectures else ", ".join(f"`{a}`" for a in s.architectures)
             yes = ["yes" if can else "no" for can in (s.can_read, s.can_write)]
             suffixes = ", ".join(f"`{x}`" for x in s.suffixes)
-            rows.append([f"`{s.name}`" + (" (default)" if s.native else ""), s.title, held, *yes, suffixes])
+            name = f"`{s.name}`" + (" (default)" if s.native else "")
+            rows.append([name, s.title, s.versions, held, *yes, suffixes, s.verified])
     note = "A format is found by looking into the file; suffixes are only what its program usually writes."
     return "\n\n".join(
         [
             "## Formats: what `--from` and `--as` take",
             note,
-            table(["name", "what", "holds", "read", "write", "usual suffix"], rows),
+            table(["name", "what", "versions", "holds", "read", "write", "usual suffix", "reader verified by"], rows),
         ]
     )
 

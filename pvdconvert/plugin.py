@@ -68,6 +68,9 @@ class FormatSpec:
     architectures  names of the architectures that the layout can hold
     suffixes       usual suffixes, for output names and help only: reading never looks at them
     native         the default layout of outputs (one format only)
+    versions       which versions or variants of the layout are read, in a few words
+    verified       by what the reader is verified: a real file, a file written by the peer's own code with its oracle,
+                   or a known answer with its derivation (the tests that do it stand beside it)
     """
 
     name: str
@@ -79,6 +82,8 @@ class FormatSpec:
     can_read: bool = True
     can_write: bool = False
     native: bool = False
+    versions: str = ""
+    verified: str = ""
     program: str = ""
     licence: str = ""
     api_version: int = API_VERSION

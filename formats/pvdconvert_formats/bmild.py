@@ -23,6 +23,8 @@ SPEC = FormatSpec(
     code="pvdconvert_formats.bmild:Bmild",
     architectures=("nerf",),
     suffixes=(".npy",),
+    versions="with or without view directions, coarse and fine",
+    verified="real files (official lego weights) and TensorFlow's own answers",
     program="bmild/nerf",
     licence="MIT",
 )

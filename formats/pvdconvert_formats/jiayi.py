@@ -19,6 +19,7 @@ SPEC = FormatSpec(
     code="pvdconvert_formats.jiayi:Jiayi",
     architectures=("nerf",),
     suffixes=(".pt",),
+    verified="a real file and its PSNR on a held-out view",
     program="Jiayi-Pan/NeRF",
     licence="GPL-3.0",
 )

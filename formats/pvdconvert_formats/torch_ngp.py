@@ -40,6 +40,7 @@ SPEC = FormatSpec(
     code="pvdconvert_formats.torch_ngp:TorchNgp",
     architectures=("ngp",),
     suffixes=(".pth",),
+    verified="known answers of the grid's index rule and of the network, derived in the tests",
     can_write=True,
     program="ashawkey/torch-ngp",
     licence="MIT",
