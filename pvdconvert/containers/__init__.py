@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pvdconvert.containers.manifest import Manifest, as_mapping, open_manifest
+from pvdconvert.containers.manifest import Manifest, as_mapping, open_bytes, open_manifest
 from pvdconvert.containers.values import Stub
 
-__all__ = ["Manifest", "Stub", "as_mapping", "open_manifest"]
+__all__ = ["Manifest", "Stub", "as_mapping", "open_bytes", "open_manifest"]

@@ -105,6 +105,14 @@ def open_manifest(path: Path) -> Manifest:
     return _open_folder(path) if path.is_dir() else _open_file(path)
 
 
+def open_bytes(data: bytes | memoryview, path: Path) -> Manifest:
+    """Decode ``data`` as the file ``path`` would be; ``path`` names it in errors and need not exist.
+
+    Raises as :func:`open_manifest` does.
+    """
+    return _decode(memoryview(data), path)
+
+
 def _files(folder: Path) -> Iterator[Path]:
     """Regular files directly in ``folder``, by name; links are not followed."""
     try:
@@ -174,7 +182,10 @@ def _begins_msgpack_map(head: bytes) -> bool:
 
 
 def _open_file(path: Path) -> Manifest:
-    data = map_file(path)
+    return _decode(map_file(path), path)
+
+
+def _decode(data: memoryview, path: Path) -> Manifest:
     where, kind = str(path), sniff(data)
     tree: Any = None
     if kind == "zip":
