@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import difflib
+import struct
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from pvdconvert.field import RadianceField
 
 MAX_TENSOR_BYTES = 1 << 36
+_SLIPS = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RecursionError,
+          struct.error)  # fmt: skip
+"""What a format's code may slip on in a damaged file: an error of the file, not of the program."""
 
 
 @dataclasses.dataclass
@@ -52,16 +57,84 @@ def read_parts(
     read: ReadOptions | None = None,
     registry: registries.Registry | None = None,
 ) -> tuple[Identified, Parts]:
-    """Recognise ``path`` by content and take it apart; tensors stay in the file. Imports no torch."""
+    """Recognise ``path`` by content and take it apart; tensors stay in the file. Imports no torch.
+
+    Raises as :func:`pvdconvert.identify.identify` and :func:`take_apart` do.
+    """
     registry = registry or registries.default()
     found = identify(path, from_, registry)
+    return found, take_apart(found, read, registry)
+
+
+def take_apart(
+    found: Identified, read: ReadOptions | None = None, registry: registries.Registry | None = None
+) -> Parts:
+    """The parts of a recognised file. What the user gave and the format did not look at is noted, or refused.
+
+    Raises InputError (names file and key, or the option that is missing), UsageError (an extra entry that the format
+    does not know).
+    """
+    read = read or ReadOptions()
+    asked = Asked.of(read)
     try:
-        return found, registry.format(found.format).read(found.manifest, read or ReadOptions())
-    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+        parts = (registry or registries.default()).format(found.format).read(found.manifest, asked)
+    except _SLIPS as error:
         raise InputError(
-            f"{path}: format {found.format!r} cannot read it: {type(error).__name__}: {error}",
+            f"{found.manifest.path}: format {found.format!r} cannot read it: {type(error).__name__}: {error}",
             hint="pvdconvert inspect shows what the file holds",
         ) from error
+    notes = asked.unused(found.format)
+    return dataclasses.replace(parts, notes=(*parts.notes, *notes)) if notes else parts
+
+
+class Asked(ReadOptions):
+    """ReadOptions that remember which of them were looked at."""
+
+    @classmethod
+    def of(cls, read: ReadOptions) -> Asked:
+        values = {f.name: getattr(read, f.name) for f in dataclasses.fields(read)}
+        return cls(**{**values, "extra": _Keys(values["extra"])})
+
+    def __getattribute__(self, name: str) -> Any:
+        value = object.__getattribute__(self, name)
+        if name in _FLAGS:
+            self.__dict__.setdefault("_seen", set()).add(name)
+        return value
+
+    def unused(self, format_name: str) -> tuple[str, ...]:
+        """Notes on options that were given and not looked at. Raises UsageError for such extra entries."""
+        extra, seen = self.extra, self.__dict__.get("_seen", set())
+        assert isinstance(extra, _Keys)
+        for key in extra.given.keys() - extra.seen:
+            near = difflib.get_close_matches(key, extra.seen, 1, 0.5)
+            known = f"it looks for {', '.join(sorted(extra.seen))}" if extra.seen else "it looks for none"
+            raise UsageError(
+                f"--extra {key}: format {format_name!r} asks for no such entry of this file",
+                hint=f"did you mean {near[0]!r}?" if near else known,
+            )
+        given = [name for name in _FLAGS if name not in seen and self.__dict__[name] is not None]
+        return tuple(f"{_FLAGS[name]} is not used: a {format_name} file says it itself" for name in given)
+
+
+_FLAGS = {n: f"--{n}" for n in ("bounds", "background", "near", "far", "config")}
+
+
+class _Keys(Mapping[str, str]):
+    """A mapping that remembers which keys were asked for."""
+
+    def __init__(self, given: Mapping[str, str]) -> None:
+        self.given, self.seen = dict(given), set[str]()
+
+    def __getitem__(self, key: str) -> str:
+        self.seen.add(key)
+        return self.given[key]
+
+    def __iter__(self) -> Iterator[str]:
+        self.seen |= self.given.keys()
+        return iter(self.given)
+
+    def __len__(self) -> int:
+        return len(self.given)
 
 
 def to_torch(tensors: Mapping[str, LazyTensor], where: str) -> dict[str, torch.Tensor]:

@@ -96,7 +96,7 @@ def test_every_option_arrives(teacher: Path, calls: Calls, tmp_path: Path) -> No
         f"convert {teacher} -t nerf -o out.safetensors --from pvdconvert --as pvdconvert --preset fast --budget 1m30s "
         "--max-mb 2.5 --set depth=4 --set skips=1,2 --device cpu --backend torch --seed 7 --min-psnr 20 --force "
         f"--resume --cameras {cameras} --bounds -1,-2,-3,1,2,3 --background 1,0,0 --near 0.5 --far 4 --config {config} "
-        "--extra focal=400 -q"
+        "-q"
     )
     assert run(args.split()) == 0
     (call,) = calls
@@ -109,10 +109,21 @@ def test_every_option_arrives(teacher: Path, calls: Calls, tmp_path: Path) -> No
     read = call["read"]
     assert read.bounds == Box((-1, -2, -3), (1, 2, 3))
     assert (read.background, read.near, read.far, read.config) == ((1.0, 0.0, 0.0), 0.5, 4.0, config)
-    assert read.extra == {"focal": "400"}
     from pvdconvert.kernels.backend import get_backend
 
     assert get_backend() == "torch"
+
+
+def test_what_a_format_does_not_ask_for_is_refused_or_noted(
+    teacher: Path, calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([str(teacher), "--to", "nerf", "--extra", "focal=400"]) == 2
+    assert "--extra focal: format 'pvdconvert' asks for no such entry" in capsys.readouterr().err
+    assert calls == []
+    assert run(["inspect", str(teacher), "--bounds", "0,0,0,1,1,1", "--far", "9", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["notes"] == ["guessed", "--bounds is not used: a pvdconvert file says it itself"]
+    assert document["scene"]["far"] == 9.0
 
 
 def test_threads_reach_torch(teacher: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,10 @@ class Native(FormatBase):
             scene = Scene.from_json(values["scene"])
         except InputError as error:
             raise InputError(f"{where}: pvdconvert: {error}") from error
+        given: dict[str, Any] = {"background": options.background, "near": options.near, "far": options.far}
+        given = {k: v for k, v in given.items() if v is not None}
+        if given:
+            scene = dataclasses.replace(scene, **given, assumed=tuple(a for a in scene.assumed if a not in given))
         notes = header.get("notes", [])
         notes = tuple(str(n) for n in notes) if isinstance(notes, list) else ()
         return Parts(values["architecture"], values["config"], manifest.tensors, scene, values["provenance"], notes)
