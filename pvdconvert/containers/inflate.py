@@ -20,8 +20,14 @@ _GZIP, _ZLIB = 31, 15
 
 
 def looks_like_zlib(head: bytes) -> bool:
-    """Whether ``head`` begins with a zlib header: deflate, a window of 32 KiB, its check, no preset dictionary."""
-    return len(head) > 2 and head[0] == 0x78 and (head[0] << 8 | head[1]) % 31 == 0 and not head[1] & 0x20
+    """Whether ``head`` begins as a zlib stream of a 32 KiB window: two bytes that prose may hold, then sound deflate."""
+    if len(head) < 3 or head[0] != 0x78 or (head[0] << 8 | head[1]) % 31 or head[1] & 0x20:
+        return False
+    try:
+        zlib.decompressobj(_ZLIB).decompress(head, 256)
+    except zlib.error:
+        return False
+    return True
 
 
 def peek(data: memoryview, where: str, count: int = 64) -> bytes:
@@ -45,7 +51,9 @@ def inflate(data: memoryview, where: str) -> memoryview:
             while at < len(data) or not members:
                 members += 1
                 stream = zlib.decompressobj(_window(data))
-                if members > MAX_MEMBERS or (members > 1 and (name != "gzip" or bytes(data[at : at + 2]) != b"\x1f\x8b")):
+                if members > MAX_MEMBERS or (
+                    members > 1 and (name != "gzip" or bytes(data[at : at + 2]) != b"\x1f\x8b")
+                ):
                     raise InputError(f"{where}: {len(data) - at} bytes follow the end of the {name} stream")
                 while not stream.eof:
                     raw = stream.unconsumed_tail or bytes(data[at : at + _CHUNK])

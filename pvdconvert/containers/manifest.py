@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pvdconvert.containers import arrays, pickle, safetensors, torch_files
+from pvdconvert.containers import arrays, inflate, msgpack, pickle, safetensors, torch_files
 from pvdconvert.containers.archive import Archive
 from pvdconvert.containers.mapped import map_file
+from pvdconvert.containers.msgpack import JoinedTensor
 from pvdconvert.containers.values import Array, RawTensor, StridedTensor, Stub
 from pvdconvert.errors import InputError, PvdError, UnsafeError
 from pvdconvert.plugin import LazyTensor
@@ -24,7 +24,9 @@ MAX_CHILDREN = 64
 MAX_LISTED = 4096
 MAX_TEXT = 64 << 20
 MAX_JSON = 16 << 20
-CHECKPOINTS = frozenset({"torch-zip", "torch-legacy", "npy", "npz", "safetensors", "msgpack", "gzip", "pickle", "zip"})
+CHECKPOINTS = frozenset(
+    {"torch-zip", "torch-legacy", "npy", "npz", "safetensors", "msgpack", "gzip", "zlib", "pickle", "zip"}
+)
 """Kinds that can hold weights: a folder's children of other kinds are left alone."""
 
 
@@ -32,8 +34,9 @@ CHECKPOINTS = frozenset({"torch-zip", "torch-legacy", "npy", "npz", "safetensors
 class Manifest:
     """A decoded file or folder.
 
-    kind      "torch-zip", "torch-legacy", "npy", "npz", "safetensors", "json", "pickle", "msgpack", "gzip", "zip",
-              "folder" or "unknown"; the last five and json may have no tensors
+    kind      "torch-zip", "torch-legacy", "npy", "npz", "safetensors", "json", "pickle", "msgpack", "gzip", "zlib",
+              "zip", "folder" or "unknown". "gzip" and "zlib" have the tree of the msgpack or json that they wrap, or
+              none
     tree      inert nested dicts, lists, scalars, :class:`Stub`; tensors are LazyTensor leaves
     tensors   every LazyTensor of the tree by its path, "model.encoder.embeddings"
     meta      scalars of the tree by path: JSON values
@@ -162,6 +165,8 @@ def sniff(data: memoryview) -> str:
         return "pickle"
     if head[:3] == b"\x1f\x8b\x08":
         return "gzip"
+    if inflate.looks_like_zlib(head):
+        return "zlib"
     if head.lstrip(b" \t\r\n")[:1] in (b"{", b"["):
         return "json"
     if _begins_msgpack_map(head):
@@ -186,7 +191,7 @@ def _open_file(path: Path) -> Manifest:
 
 
 def _decode(data: memoryview, path: Path) -> Manifest:
-    where, kind = str(path), sniff(data)
+    where, kind, size = str(path), sniff(data), len(data)
     tree: Any = None
     if kind == "zip":
         archive = Archive(data, where)
@@ -203,19 +208,21 @@ def _decode(data: memoryview, path: Path) -> Manifest:
         tree = arrays.read_npy(data, where)
     elif kind == "json":
         tree = _read_json(data, where)
-    elif kind == "gzip":
-        try:
-            zlib.decompressobj(31).decompress(data[:4096], 64)
-        except zlib.error as error:
-            raise InputError(f"{where}: truncated or corrupt gzip: {error}") from error
+    elif kind == "msgpack":
+        tree = msgpack.read(data, where)
+    elif kind in ("gzip", "zlib"):
+        inner = sniff(memoryview(inflate.peek(data, where)))
+        if inner in ("msgpack", "json"):  # anything else is left alone, so that nothing is unpacked for nothing
+            content = inflate.inflate(data, where)
+            tree, size = (msgpack.read if inner == "msgpack" else _read_json)(content, where), len(content)
     elif kind == "safetensors":
         tensors, meta = safetensors.read(data, where)
         return Manifest(path, kind, len(data), dict(tensors), tensors, meta)
     found, meta_, modules = _flatten(tree, where)
     if kind in ("torch-zip", "torch-legacy", "pickle", "npy"):
         _refuse_programs(tree if kind != "npy" else None, found, modules, where)
-    if sum(getattr(t, "nbytes", 0) for t in found.values()) > 8 * len(data) + (256 << 20):
-        raise InputError(f"{where}: its tensors claim far more than the file's {len(data)} bytes")
+    if sum(getattr(t, "nbytes", 0) for t in found.values()) > 8 * size + (256 << 20):
+        raise InputError(f"{where}: its tensors claim far more than the file's {size} bytes")
     return Manifest(path, kind, len(data), tree, found, meta_)
 
 
@@ -242,7 +249,7 @@ def _flatten(tree: Any, where: str) -> tuple[dict[str, LazyTensor], dict[str, An
             raise InputError(f"{where}: nested too deep, too wide or in a circle at {name[:60]!r}")
         if isinstance(value, Array):
             value = value.tensor if value.tensor is not None else value.items
-        if isinstance(value, (RawTensor, StridedTensor)):
+        if isinstance(value, (RawTensor, StridedTensor, JoinedTensor)):
             tensors.setdefault(name or "array", value)
             continue
         if isinstance(value, Stub):

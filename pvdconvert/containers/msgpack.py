@@ -72,9 +72,7 @@ def read(data: memoryview, where: str) -> Any:
         if reader.at != len(data):
             raise Malformed(f"{len(data) - reader.at} bytes follow its end")
     except Malformed as error:
-        raise InputError(
-            f"{where}: truncated or corrupt msgpack: {error}", hint="download or copy it again"
-        ) from error
+        raise InputError(f"{where}: truncated or corrupt msgpack: {error}", hint="download or copy it again") from error
     return value
 
 
@@ -150,8 +148,10 @@ class _Reader:
         out: dict[Any, Any] = {}
         for _ in range(count):
             key = self.value(depth + 1)
-            if type(key) not in (str, int) or key in out:
-                raise Malformed(f"a map's key {key!r:.60} " + ("stands twice" if key in out else "is no text"))
+            if type(key) not in (str, int):
+                raise Malformed(f"a map's key {key!r:.60} is no text")
+            if key in out:
+                raise Malformed(f"a map's key {key!r:.60} stands twice")
             out[key] = self.value(depth + 1)
         return _joined(out) if out.get(CHUNKED) is True else out
 
@@ -170,8 +170,7 @@ class _Reader:
                     return array.numpy().item() if array.shape == () else array
                 if array is not None:
                     return array
-        stub = Stub(f"msgpack.ext{code}", (bytes(payload[:MAX_STUB]),))
-        return stub
+        return Stub(f"msgpack.ext{code}", (bytes(payload[:MAX_STUB]),))
 
 
 def _is(value: Any, *types: Any) -> bool:
