@@ -20,7 +20,7 @@ _GZIP, _ZLIB = 31, 15
 
 
 def looks_like_zlib(head: bytes) -> bool:
-    """Whether ``head`` begins as a zlib stream of a 32 KiB window: two bytes that prose may hold, then sound deflate."""
+    """Whether ``head`` begins as a zlib stream of a 32 KiB window: two bytes, then sound deflate."""
     if len(head) < 3 or head[0] != 0x78 or (head[0] << 8 | head[1]) % 31 or head[1] & 0x20:
         return False
     try:
