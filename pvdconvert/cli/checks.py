@@ -120,14 +120,22 @@ def cameras(path: Path) -> tuple[Camera, ...]:
     return load_transforms(path)
 
 
-def readable(registry: Registry, path: Path, from_: str | None, read: ReadOptions) -> tuple[Identified, Parts]:
-    """Take the file apart without torch: refuses unknown, ambiguous, corrupt and unsafe files, and broken plugins."""
+def recognised(registry: Registry, path: Path, from_: str | None) -> Identified:
+    """Which format ``path`` is, without torch: refuses unknown, ambiguous, corrupt and unsafe files."""
     if from_ is not None:
         format_name(registry, from_, "--from")
     source(path)
-    from pvdconvert.loading import read_parts
+    from pvdconvert.identify import identify
 
-    return read_parts(path, from_=from_, read=read, registry=registry)
+    return identify(path, from_, registry)
+
+
+def readable(registry: Registry, path: Path, from_: str | None, read: ReadOptions) -> tuple[Identified, Parts]:
+    """:func:`recognised`, and the file taken apart."""
+    found = recognised(registry, path, from_)
+    from pvdconvert.loading import take_apart
+
+    return found, take_apart(found, read, registry)
 
 
 def _siblings(folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from pathlib import Path
@@ -20,13 +21,16 @@ if TYPE_CHECKING:
 COUNT, SIZE = 16, 200
 
 
+@options.expanded
 def command(
+    *,
     a: Annotated[Path, typer.Argument(metavar="A", help="The reference: a checkpoint.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="What is measured against it.")],
-    from_: options.From = None,
     from_b: Annotated[
         str | None,
-        typer.Option("--from-b", metavar="FORMAT", autocompletion=complete.formats, help="The format of B."),
+        typer.Option(
+            "--from-b", metavar="FORMAT", autocompletion=complete.formats, help="The format of B; --from is that of A."
+        ),
     ] = None,
     views: Annotated[
         int | None,
@@ -41,14 +45,8 @@ def command(
     min_psnr: Annotated[
         float | None, typer.Option("--min-psnr", metavar="DB", help="Exit with code 6 below this mean PSNR.")
     ] = None,
-    bounds: options.Bounds = None,
-    background: options.Background = None,
-    near: options.Near = None,
-    far: options.Far = None,
-    extra: options.Extra = None,
-    device: options.Device = "auto",
-    backend: options.Backend = "auto",
-    threads: options.Threads = None,
+    reading: options.Reading,
+    computing: options.Computing,
     force: options.Force = False,
     json: options.Json = False,
     progress: options.ProgressMode = "auto",
@@ -58,15 +56,17 @@ def command(
     """Measure how close B is to A.
 
     Both are rendered from 16 held-out cameras at 200 pixels (the protocol fidelity/1), over A's background.
+    The options that say what a file does not hold go for A, and for B where they concern it.
     """
     from pvdconvert.cli import progress as drawing
     from pvdconvert.cli.render import pick
+    from pvdconvert.loading import take_apart
     from pvdconvert.registry import default
 
     if min_psnr is not None and not 0 < min_psnr < math.inf:
         raise UsageError(f"--min-psnr {min_psnr:g}: must be decibels above 0")
-    read = options.read_options(bounds, background, near, far, None, extra)
-    compute = options.compute(device, backend, threads)
+    read = reading.options()
+    compute = computing.checked()
     bar = drawing.make(progress, quiet=quiet)
     checks.source(a)
     checks.source(b)
@@ -74,8 +74,11 @@ def command(
     if images is not None:
         _folder(images, force=force)
     registry = default()
-    checks.readable(registry, a, from_, read)
-    checks.readable(registry, b, from_b, read)
+    first, _ = checks.readable(registry, a, reading.from_, read)
+    second = checks.recognised(registry, b, from_b)
+    # What is said of a box or a background holds for both; a program's own settings for files of that program.
+    read_b = read if second.format == first.format else dataclasses.replace(read, config=None, extra={})
+    take_apart(second, read_b, registry)
     begin = time.perf_counter()
     try:
         where = compute.choose()
@@ -84,8 +87,8 @@ def command(
         from pvdconvert.looking import see_through
         from pvdconvert.prepare import prepare
 
-        one = open_field(a, from_=from_, read=read, device=where)
-        two = open_field(b, from_=from_b, read=read, device=where)
+        one = open_field(a, from_=reading.from_, read=read, device=where)
+        two = open_field(b, from_=from_b, read=read_b, device=where)
         notes = [*one.notes, *two.notes, *_comparable(one, two)]
         for text in notes:
             bar.note(text)

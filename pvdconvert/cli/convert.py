@@ -16,7 +16,9 @@ from pvdconvert.errors import OutputError, UsageError
 PRESETS = ("fast", "balanced", "best")
 
 
+@options.expanded
 def command(
+    *,
     file: options.File,
     to: Annotated[
         str | None,
@@ -33,7 +35,6 @@ def command(
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="The output. Default: INPUT-ARCHITECTURE here."),
     ] = None,
-    from_: options.From = None,
     as_: Annotated[
         str | None,
         typer.Option(
@@ -64,19 +65,12 @@ def command(
         ),
     ] = None,
     cameras: options.Cameras = None,
-    bounds: options.Bounds = None,
-    background: options.Background = None,
-    near: options.Near = None,
-    far: options.Far = None,
-    config: options.ConfigFile = None,
-    extra: options.Extra = None,
+    reading: options.Reading,
     min_psnr: Annotated[
         float | None,
         typer.Option("--min-psnr", metavar="DB", help="Fail with exit code 6 below this mean PSNR; keep no output."),
     ] = None,
-    device: options.Device = "auto",
-    backend: options.Backend = "auto",
-    threads: options.Threads = None,
+    computing: options.Computing,
     seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Same seed, same result.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, sizes and times; write nothing.")] = False,
     force: options.Force = False,
@@ -116,8 +110,8 @@ def command(
         raise UsageError("--replay and --budget contradict each other: the steps decide, not the clock")
     if dry_run and resume:
         raise UsageError("--dry-run and --resume contradict each other")
-    read = options.read_options(bounds, background, near, far, config, extra)
-    compute = options.compute(device, backend, threads)
+    read = reading.options()
+    compute = computing.checked()
     bar = drawing.make(progress, quiet=quiet)
     registry = default()
     name, layout = checks.target(registry, to, as_)
@@ -130,7 +124,7 @@ def command(
         raise UsageError("--report and -o name the same file")
     if cameras is not None:
         checks.cameras(cameras)
-    found, parts = checks.readable(registry, file, from_, read)
+    found, parts = checks.readable(registry, file, reading.from_, read)
     try:
         bar.note(f"{file}: {found.format}, {parts.architecture} -> {name}, {path}")
         compute.apply()
@@ -141,7 +135,7 @@ def command(
                 file,
                 name,
                 out=path,
-                from_=from_,
+                from_=reading.from_,
                 as_=as_,
                 preset=preset,
                 budget=seconds,

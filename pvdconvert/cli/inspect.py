@@ -17,15 +17,11 @@ if TYPE_CHECKING:
 _BYTES = {"bool": 1, "bfloat16": 2}
 
 
+@options.expanded
 def command(
+    *,
     file: options.File,
-    from_: options.From = None,
-    bounds: options.Bounds = None,
-    background: options.Background = None,
-    near: options.Near = None,
-    far: options.Far = None,
-    config: options.ConfigFile = None,
-    extra: options.Extra = None,
+    reading: options.Reading,
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -36,9 +32,9 @@ def command(
     """
     from pvdconvert.registry import default
 
-    read = options.read_options(bounds, background, near, far, config, extra)
+    read = reading.options()
     registry = default()
-    found, parts = checks.readable(registry, file, from_, read)
+    found, parts = checks.readable(registry, file, reading.from_, read)
     document = describe(registry, str(file), found, parts)
     if json:
         emit(document)

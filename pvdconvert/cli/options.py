@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import math
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
 
 import typer
 
@@ -132,37 +135,42 @@ def device(text: str) -> str:
     return text
 
 
-def read_options(
-    box: str | None,
-    back: str | None,
-    near: float | None,
-    far: float | None,
-    config: Path | None,
-    extra: list[str] | None,
-) -> ReadOptions:
-    """What the user adds to the file. Raises UsageError for values that cannot be, InputError for a missing config."""
-    from pvdconvert.errors import InputError
-    from pvdconvert.plugin import ReadOptions
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How to read FILE: the options of every command that opens a checkpoint, as they were typed."""
 
-    for name, value in (("--near", near), ("--far", far)):
-        if value is not None and not 0 <= value < math.inf:
-            raise UsageError(f"{name} {value}: must be a distance >= 0")
-    if near is not None and far is not None and near >= far:
-        raise UsageError(f"--near {near:g} is not before --far {far:g}")
-    if config is not None and not config.is_file():
-        raise InputError(f"--config {config}: no such file")
-    pairs = [pair.partition("=") for pair in extra or []]
-    for key, equals, _ in pairs:
-        if not key or not equals:
-            raise UsageError(f"--extra {key}: expected KEY=VALUE")
-    return ReadOptions(
-        extra={key.strip(): text.strip() for key, _, text in pairs},
-        bounds=None if box is None else bounds(box),
-        background=None if back is None else background(back),
-        near=near,
-        far=far,
-        config=config,
-    )
+    from_: From = None
+    bounds: Bounds = None
+    background: Background = None
+    near: Near = None
+    far: Far = None
+    config: ConfigFile = None
+    extra: Extra = None
+
+    def options(self) -> ReadOptions:
+        """What the user adds to the file. Raises UsageError for values that cannot be, InputError: no such config."""
+        from pvdconvert.errors import InputError
+        from pvdconvert.plugin import ReadOptions
+
+        for name, value in (("--near", self.near), ("--far", self.far)):
+            if value is not None and not 0 <= value < math.inf:
+                raise UsageError(f"{name} {value}: must be a distance >= 0")
+        if self.near is not None and self.far is not None and self.near >= self.far:
+            raise UsageError(f"--near {self.near:g} is not before --far {self.far:g}")
+        if self.config is not None and not self.config.is_file():
+            raise InputError(f"--config {self.config}: no such file")
+        pairs = [pair.partition("=") for pair in self.extra or []]
+        for key, equals, _ in pairs:
+            if not key.strip() or not equals:
+                raise UsageError(f"--extra {key}: expected KEY=VALUE")
+        return ReadOptions(
+            extra={key.strip(): text.strip() for key, _, text in pairs},
+            bounds=None if self.bounds is None else bounds(self.bounds),
+            background=None if self.background is None else background(self.background),
+            near=self.near,
+            far=self.far,
+            config=self.config,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,10 +202,46 @@ class Compute:
         return choose_device(self.device)
 
 
-def compute(device_name: str, backend: str, threads: int | None) -> Compute:
-    """The checked ``--device``, ``--backend`` and ``--threads``."""
-    twin = choice("--backend", backend, ("auto", "torch", "numba"))
-    name = device(device_name)
-    if twin == "numba" and name.startswith(("cuda", "mps")):
-        raise UsageError(f"--backend numba runs on the CPU only, not on --device {name}")
-    return Compute(name, cast("Literal['auto', 'torch', 'numba']", twin), threads)
+@dataclasses.dataclass(frozen=True)
+class Computing:
+    """The options of every command that needs torch, as they were typed."""
+
+    device: Device = "auto"
+    backend: Backend = "auto"
+    threads: Threads = None
+
+    def checked(self) -> Compute:
+        """The checked ``--device``, ``--backend`` and ``--threads``."""
+        twin = choice("--backend", self.backend, ("auto", "torch", "numba"))
+        name = device(self.device)
+        if twin == "numba" and name.startswith(("cuda", "mps")):
+            raise UsageError(f"--backend numba runs on the CPU only, not on --device {name}")
+        return Compute(name, cast("Literal['auto', 'torch', 'numba']", twin), self.threads)
+
+
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` with each parameter that is a dataclass of options replaced by those options, for Typer to see."""
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, Any] = {
+        p.name: p.annotation for p in signature.parameters.values() if dataclasses.is_dataclass(p.annotation)
+    }
+    seen: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if parameter.name not in groups:
+            seen.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        hints = get_type_hints(parameter.annotation, include_extras=True)
+        for field in dataclasses.fields(parameter.annotation):
+            kind = inspect.Parameter.KEYWORD_ONLY
+            seen.append(inspect.Parameter(field.name, kind, default=field.default, annotation=hints[field.name]))
+
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> None:
+        for name, kind in groups.items():
+            values[name] = kind(**{f.name: values.pop(f.name) for f in dataclasses.fields(kind)})
+        command(**values)
+
+    wrapper.__signature__ = signature.replace(parameters=seen)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in seen}
+    del wrapper.__wrapped__
+    return wrapper

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 SIZE = 400
 
 
+@options.expanded
 def command(
+    *,
     file: options.File,
     out: Annotated[
         Path | None,
@@ -43,16 +45,8 @@ def command(
         typer.Option("--elevation", min=-89.0, max=89.0, metavar="DEGREES", help="The orbit's, above the xy plane."),
     ] = 30.0,
     cameras: options.Cameras = None,
-    from_: options.From = None,
-    bounds: options.Bounds = None,
-    background: options.Background = None,
-    near: options.Near = None,
-    far: options.Far = None,
-    config: options.ConfigFile = None,
-    extra: options.Extra = None,
-    device: options.Device = "auto",
-    backend: options.Backend = "auto",
-    threads: options.Threads = None,
+    reading: options.Reading,
+    computing: options.Computing,
     force: options.Force = False,
     json: options.Json = False,
     progress: options.ProgressMode = "auto",
@@ -66,22 +60,22 @@ def command(
     from pvdconvert.cli import progress as drawing
     from pvdconvert.registry import default
 
-    read = options.read_options(bounds, background, near, far, config, extra)
-    compute = options.compute(device, backend, threads)
+    read = reading.options()
+    compute = computing.checked()
     bar = drawing.make(progress, quiet=quiet)
     checks.source(file)
     given = None if cameras is None else pick(checks.cameras(cameras), views, size)
     paths = names(out or checks.derived(file, "view", ".png"), len(given) if given is not None else views or 1)
     for path in paths:
         checks.output(path, force=force, source=file, suffix=".png")
-    checks.readable(default(), file, from_, read)
+    checks.readable(default(), file, reading.from_, read)
     begin = time.perf_counter()
     try:
         where = compute.choose()
         from pvdconvert.loading import open_field
         from pvdconvert.prepare import prepare
 
-        loaded = open_field(file, from_=from_, read=read, device=where)
+        loaded = open_field(file, from_=reading.from_, read=read, device=where)
         for text in loaded.notes:
             bar.note(text)
         prepared = prepare(loaded.field, loaded.scene, device=where, progress=bar)
