@@ -345,3 +345,53 @@ def test_growth_of_a_single_level() -> None:
 def test_the_geometry_needs_no_torch() -> None:
     code = "import sys, pvdconvert.kernels.hashgrid_spec; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ------------------------------------------------------------------------------------- nerfstudio's torch grid
+
+
+@pytest.mark.parametrize(("finest", "last"), [(1024, 1024), (2048, 2047), (4096, 4095), (8192, 8191)])
+def test_nerfstudio_scales(finest: int, last: int) -> None:
+    """The finest scales that the program itself counts in float32 (layouts section 7.1), and its own expression."""
+    g = float(np.exp((np.log(finest) - np.log(16)) / 15))
+    spec = HashGridSpec.make(16, 2, 10, 16, g, "nerfstudio")
+    assert [level.scale for level in spec.levels] == torch.floor(16 * g ** torch.arange(16)).tolist()
+    assert spec.levels[-1].scale == last
+    assert spec.offsets == tuple(1024 * k for k in range(17))
+
+
+def test_nerfstudio_lookup(backend: Backend) -> None:
+    """Layouts section 7.1, written as the program states it: floor and ceil corners, int64 hash modulo 2^T."""
+    g = 1.7
+    spec = make("nerfstudio", per_level_scale=g)
+    x, table = draw(spec, 300)
+    x[:3] = torch.tensor([[0.25, 0.5, 0.75], [1.0, 0.5, 0.5], [0.0, 1.0, 1.0]])  # integers: both corners coincide
+    expected = np.zeros((len(x), spec.width))
+    for n, point in enumerate(x.numpy()):
+        for level in range(5):
+            scale = np.floor(np.float32(4 * np.float32(g) ** np.float32(level)))
+            scaled = point * np.float32(scale)
+            low, high = np.floor(scaled).astype(np.int64), np.ceil(scaled).astype(np.int64)
+            f = scaled.astype(np.float64) - low
+            for corner in np.ndindex(2, 2, 2):
+                at = [high[a] if corner[a] else low[a] for a in range(3)]
+                row = (at[0] ^ at[1] * 2654435761 ^ at[2] * 805459861) % 4096 + level * 4096
+                weight = np.prod([f[a] if corner[a] else 1 - f[a] for a in range(3)])
+                expected[n, 2 * level : 2 * level + 2] += weight * table[row].double().numpy()
+    np.testing.assert_allclose(hash_encode(x, table, spec).numpy(), expected, atol=2e-5)
+    assert not hash_encode(torch.tensor([[1.1, 0.5, 0.5], [0.5, -1e-6, 0.5]]), table, spec).any()
+
+
+def test_nerfstudio_gradient_and_refusals(backend: Backend) -> None:
+    spec = make("nerfstudio")
+    x, table = draw(spec, 200)
+    table.requires_grad_(True)
+    weight = torch.rand(200, spec.width, generator=torch.Generator().manual_seed(1))
+    (hash_encode(x, table, spec) * weight).sum().backward()  # type: ignore[no-untyped-call]
+    assert table.grad is not None
+    twin = table.detach().double().requires_grad_(True)
+    (hash_encode_torch(x.double(), twin, spec) * weight).sum().backward()  # type: ignore[no-untyped-call]
+    assert twin.grad is not None
+    torch.testing.assert_close(table.grad.double(), twin.grad, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="multiples of 4096"):
+        make("nerfstudio", offsets=[0, 1, 2, 3, 4, 5])

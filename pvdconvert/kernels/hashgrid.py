@@ -42,7 +42,7 @@ def hash_encode_torch(x01: Tensor, table: Tensor, spec: HashGridSpec) -> Tensor:
     x = torch.where(inside, x01, 0)
     parts = []
     for level in spec.levels:
-        pos = x * level.scale + 0.5
+        pos = x * level.scale + spec.shift
         cell = pos.detach().floor()
         f = pos - cell
         if spec.interpolation == "smoothstep":

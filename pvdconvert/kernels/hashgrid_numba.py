@@ -21,7 +21,7 @@ from pvdconvert.kernels.hashgrid_spec import PRIMES, HashGridSpec, Level
 
 _BLOCK = 256
 _P1, _P2 = np.uint32(PRIMES[1]), np.uint32(PRIMES[2])
-_ZERO, _HALF, _ONE, _TWO, _THREE = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2), np.float32(3)
+_ZERO, _ONE, _TWO, _THREE = np.float32(0), np.float32(1), np.float32(2), np.float32(3)
 _I1 = np.uint32(1)
 # How the row of a corner is found: see _kind.
 _DENSE, _WRAPPED, _POWER, _HASHED = 0, 1, 2, 3
@@ -30,7 +30,7 @@ _FAST = {"contract", "nsz", "arcp"}
 
 
 @njit(cache=True, fastmath=_FAST, error_model="numpy")
-def _corners(x, begin, count, rows, weights, scale, stride, entries, kind, low, high, smooth):  # type: ignore[no-untyped-def]
+def _corners(x, begin, count, rows, weights, scale, stride, entries, kind, low, high, smooth, shift):  # type: ignore[no-untyped-def]
     """Rows and weights [8, count] of the corners around points ``begin ..``; outside, the weights are 0.
 
     The domain keeps cells within int32, and uint32 arithmetic wraps as the rules want it.
@@ -40,9 +40,9 @@ def _corners(x, begin, count, rows, weights, scale, stride, entries, kind, low, 
     for i in range(count):
         a, b, c = x[begin + i, 0], x[begin + i, 1], x[begin + i, 2]
         ok = a >= low and a <= high and b >= low and b <= high and c >= low and c <= high
-        a = (a if ok else _ZERO) * scale + _HALF
-        b = (b if ok else _ZERO) * scale + _HALF
-        c = (c if ok else _ZERO) * scale + _HALF
+        a = (a if ok else _ZERO) * scale + shift
+        b = (b if ok else _ZERO) * scale + shift
+        c = (c if ok else _ZERO) * scale + shift
         fa, fb, fc = np.floor(a), np.floor(b), np.floor(c)
         u, v, w = a - fa, b - fb, c - fc
         if smooth:
@@ -84,11 +84,11 @@ def _corners(x, begin, count, rows, weights, scale, stride, entries, kind, low, 
 
 
 @njit(cache=True, fastmath=_FAST, error_model="numpy")
-def _forward_level(x, table, out, column, begin, end, scale, stride, entries, kind, low, high, smooth):  # type: ignore[no-untyped-def]
+def _forward_level(x, table, out, column, begin, end, scale, stride, entries, kind, low, high, smooth, shift):  # type: ignore[no-untyped-def]
     rows, weights = np.empty((8, _BLOCK), np.uint32), np.empty((8, _BLOCK), np.float32)
     for first in range(begin, end, _BLOCK):
         count = min(_BLOCK, end - first)
-        _corners(x, first, count, rows, weights, scale, stride, entries, kind, low, high, smooth)
+        _corners(x, first, count, rows, weights, scale, stride, entries, kind, low, high, smooth, shift)
         if table.shape[1] == 2:
             for i in range(count):
                 s0, s1 = _ZERO, _ZERO
@@ -107,11 +107,11 @@ def _forward_level(x, table, out, column, begin, end, scale, stride, entries, ki
 
 
 @njit(cache=True, fastmath=_FAST, error_model="numpy")
-def _backward_level(x, grad, table, column, scale, stride, entries, kind, low, high, smooth):  # type: ignore[no-untyped-def]
+def _backward_level(x, grad, table, column, scale, stride, entries, kind, low, high, smooth, shift):  # type: ignore[no-untyped-def]
     rows, weights = np.empty((8, _BLOCK), np.uint32), np.empty((8, _BLOCK), np.float32)
     for first in range(0, x.shape[0], _BLOCK):
         count = min(_BLOCK, x.shape[0] - first)
-        _corners(x, first, count, rows, weights, scale, stride, entries, kind, low, high, smooth)
+        _corners(x, first, count, rows, weights, scale, stride, entries, kind, low, high, smooth, shift)
         if table.shape[1] == 2:
             for i in range(count):
                 g0, g1 = grad[first + i, column], grad[first + i, column + 1]
@@ -126,7 +126,7 @@ def _backward_level(x, grad, table, column, scale, stride, entries, kind, low, h
 
 
 @njit(cache=True, parallel=True)
-def _forward(x, table, out, scales, ints, low, high, smooth, threads):  # type: ignore[no-untyped-def]
+def _forward(x, table, out, scales, ints, low, high, smooth, shift, threads):  # type: ignore[no-untyped-def]
     count, width = x.shape[0], table.shape[1]
     chunk = (count + threads - 1) // threads
     for t in prange(threads):
@@ -136,19 +136,21 @@ def _forward(x, table, out, scales, ints, low, high, smooth, threads):  # type: 
             stride, entries, first, kind = ints[level, 0], ints[level, 1], ints[level, 2], ints[level, 3]
             rows = table[first : first + entries]
             _forward_level(
-                x, rows, out, level * width, begin, end, scales[level], stride, entries, kind, low, high, smooth
+                x, rows, out, level * width, begin, end, scales[level], stride, entries, kind, low, high, smooth, shift
             )
 
 
 @njit(cache=True, parallel=True)
-def _backward(x, grad, table, scales, ints, low, high, smooth, threads):  # type: ignore[no-untyped-def]
+def _backward(x, grad, table, scales, ints, low, high, smooth, shift, threads):  # type: ignore[no-untyped-def]
     width, levels = table.shape[1], scales.shape[0]
     for t in prange(threads):
         # Interleaved: coarse levels are cheap, and every thread gets its share of them.
         for level in range(t, levels, threads):
             stride, entries, first, kind = ints[level, 0], ints[level, 1], ints[level, 2], ints[level, 3]
             rows = table[first : first + entries]
-            _backward_level(x, grad, rows, level * width, scales[level], stride, entries, kind, low, high, smooth)
+            _backward_level(
+                x, grad, rows, level * width, scales[level], stride, entries, kind, low, high, smooth, shift
+            )
 
 
 def _kind(level: Level, spec: HashGridSpec) -> int:
@@ -160,11 +162,11 @@ def _kind(level: Level, spec: HashGridSpec) -> int:
 
 
 @functools.lru_cache(maxsize=16)
-def _arrays(spec: HashGridSpec) -> tuple[Any, Any, np.float32, np.float32, bool]:
+def _arrays(spec: HashGridSpec) -> tuple[Any, Any, np.float32, np.float32, bool, np.float32]:
     scales = np.array([level.scale for level in spec.levels], dtype=np.float32)
     ints = np.array([(v.stride, v.entries, v.offset, _kind(v, spec)) for v in spec.levels], dtype=np.int64)
     low, high = spec.domain
-    return scales, ints, np.float32(low), np.float32(high), spec.interpolation == "smoothstep"
+    return scales, ints, np.float32(low), np.float32(high), spec.interpolation == "smoothstep", np.float32(spec.shift)
 
 
 def _threads() -> int:
@@ -177,14 +179,14 @@ def _threads() -> int:
 def _run(parallel: Any, serial: Any, x: Any, other: Any, target: Any, spec: HashGridSpec) -> None:
     """``parallel`` over all threads; with one thread, level by level without a parallel region: OpenMP's idle threads
     would spin after it."""
-    scales, ints, low, high, smooth = _arrays(spec)
+    scales, ints, low, high, smooth, shift = _arrays(spec)
     threads = _threads()
     if threads > 1:
-        parallel(x, other, target, scales, ints, low, high, smooth, threads)
+        parallel(x, other, target, scales, ints, low, high, smooth, shift, threads)
         return
     for level, (stride, entries, first, kind) in enumerate(ints.tolist()):
         part = slice(first, first + entries)
-        serial(level * spec.features, part, scales[level], stride, entries, kind, low, high, smooth)
+        serial(level * spec.features, part, scales[level], stride, entries, kind, low, high, smooth, shift)
 
 
 class _HashEncode(torch.autograd.Function):

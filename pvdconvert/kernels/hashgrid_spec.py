@@ -1,6 +1,6 @@
 """The geometry of a multiresolution hash grid: which entry belongs to which corner. Imports no torch.
 
-Two programs, two rules (layouts sections 1.3 and 2.1); the tables are not interchangeable at dense levels:
+Three programs, three rules (layouts sections 1.3 and 2.1); the tables are not interchangeable at dense levels:
 
 =============  ======================================  ==============================================
                ``tcnn`` (tiny-cuda-nn)                 ``torch-ngp`` (gridencoder, align_corners False)
@@ -11,7 +11,10 @@ hashed         entries < res^3                         entries < (res + 1)^3
 outside        wraps, modulo the entries               features are 0
 =============  ======================================  ==============================================
 
-with, in float32, ``scale = exp2(l log2(b)) base - 1`` and ``res = ceil(scale) + 1`` in both.
+with, in float32, ``scale = exp2(l log2(b)) base - 1``, ``res = ceil(scale) + 1`` and ``pos = x01 scale + 0.5`` in both.
+
+``nerfstudio`` (its torch implementation, layouts section 7.1): every level is hashed into ``2^T`` entries, ``scale =
+floor(base b^l)`` in float32, ``pos = x01 scale``; looked up in the open box only.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-IndexRule = Literal["tcnn", "torch-ngp"]
+IndexRule = Literal["tcnn", "torch-ngp", "nerfstudio"]
 Interpolation = Literal["linear", "smoothstep"]
 INDEX_RULES: tuple[str, ...] = get_args(IndexRule)
 INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
@@ -38,7 +41,7 @@ MAX_RESOLUTION = 1 << 22
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Level:
-    """One level: ``pos = x01 * scale + 0.5``; its entries are rows ``offset .. offset + entries`` of the table.
+    """One level: ``pos = x01 * scale + shift``; its entries are rows ``offset .. offset + entries`` of the table.
 
     scale is a float32 value; stride is the number of corners per axis of a dense level.
     """
@@ -108,6 +111,8 @@ class HashGridSpec:
         tcnn = index_rule == "tcnn"
         scales = [level_scale(level, base, per_level_scale) for level in range(levels)]
         resolutions = [math.ceil(scale) + 1 for scale in scales]
+        if index_rule == "nerfstudio":
+            return cls._nerfstudio(levels, features, log2_table, base, per_level_scale, offsets, interpolation)
         if offsets is None:
             sizes = [
                 _tcnn_entries(resolutions[level], log2_table)
@@ -131,6 +136,32 @@ class HashGridSpec:
         mode: Interpolation = "smoothstep" if interpolation == "smoothstep" else "linear"
         return cls(tuple(rows), features, rule, mode)
 
+    @classmethod
+    def _nerfstudio(
+        cls,
+        levels: int,
+        features: int,
+        log2_table: int,
+        base: int,
+        per_level_scale: float,
+        offsets: Sequence[int] | None,
+        interpolation: str,
+    ) -> HashGridSpec:
+        entries = 1 << log2_table
+        if offsets is not None and [int(v) for v in offsets] != [level * entries for level in range(levels + 1)]:
+            raise ValueError(f"offsets {list(offsets)} are not multiples of {entries}")
+        rows = []
+        for level in range(levels):
+            power = np.float32(np.power(np.float64(np.float32(per_level_scale)), level))
+            scale = math.floor(np.float32(power * np.float32(base)))
+            rows.append(Level(float(scale), scale + 1, scale + 1, entries, level * entries, True))
+        return cls(tuple(rows), features, "nerfstudio", "smoothstep" if interpolation == "smoothstep" else "linear")
+
+    @property
+    def shift(self) -> float:
+        """Added to ``x01 * scale``: lookups sit between vertices of two resolutions, or (nerfstudio) on one lattice."""
+        return 0.0 if self.index_rule == "nerfstudio" else 0.5
+
     @property
     def entries(self) -> int:
         """E: rows of the table."""
@@ -150,9 +181,9 @@ class HashGridSpec:
     def domain(self) -> tuple[float, float]:
         """Where ``x01`` is looked up; anything else (and NaN) encodes to zeros.
 
-        torch-ngp: the box. tcnn does not check; 256 boxes on either side keep its integers within int32 here.
+        torch-ngp and nerfstudio: the box. tcnn does not check; 256 boxes on either side keep its integers within int32.
         """
-        return (0.0, 1.0) if self.index_rule == "torch-ngp" else (-256.0, 256.0)
+        return (-256.0, 256.0) if self.index_rule == "tcnn" else (0.0, 1.0)
 
 
 def level_scale(level: int, base: int, per_level_scale: float) -> float:
