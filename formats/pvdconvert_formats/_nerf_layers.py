@@ -179,8 +179,9 @@ def two_networks(fine: Config, coarse: Config | None, where: str) -> Config:
         "bottleneck_width",
         "direction_layers",
     }
-    if not differs.keys() <= may:
-        raise InputError(f"{where}: coarse and fine networks are of different kinds: {', '.join(sorted(differs))}")
+    other = differs.keys() - may | fine.keys() - coarse.keys()
+    if other:
+        raise InputError(f"{where}: coarse and fine networks are of different kinds: {', '.join(sorted(other))}")
     return {**fine, "has_coarse": True, "coarse": differs or None}
 
 

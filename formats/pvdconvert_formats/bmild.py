@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pvdconvert.containers import Manifest
 from pvdconvert.errors import InputError
 from pvdconvert.plugin import Config, FormatBase, FormatSpec, LazyTensor, Match, Parts, ReadOptions
-from pvdconvert.scene import Scene
 from pvdconvert_formats import _nerf_layers as nerf
+from pvdconvert_formats import _nerf_settings as texts
 
 SPEC = FormatSpec(
     name="bmild",
@@ -95,7 +95,8 @@ class Bmild(FormatBase):
         else:
             config = nerf.two_networks(config, None, str(fine.path))
             notes.append(f"only one network found ({fine.path.name}): it is the field")
-        scene, scene_notes = _scene(fine, options)
+        settings = texts.read_settings(fine, options)
+        scene, scene_notes = texts.scene_of(settings, options, f"{fine.path}: bmild")
         step = NAME.fullmatch(fine.path.name)
         provenance = {"program": "bmild/nerf", **({"step": int(step[2])} if step else {})}
         return Parts("nerf", config, tensors, scene, provenance, (*notes, *scene_notes))
@@ -131,34 +132,3 @@ def _pair(manifest: Manifest) -> tuple[Manifest, Manifest | None, list[str]]:
         return manifest, None, []
     sibling = manifest.open_sibling(other)
     return (manifest, sibling, []) if match[1] else (sibling, manifest, [])
-
-
-def _scene(manifest: Manifest, options: ReadOptions) -> tuple[Scene, tuple[str, ...]]:
-    """From args.txt and config.txt where they lie beside the weights."""
-    settings: dict[str, str] = {}
-    for name in ("config.txt", "args.txt"):  # args.txt holds the defaults too: it wins
-        if name in manifest.siblings():
-            for line in manifest.sibling_text(name).splitlines():
-                key, equals, value = line.partition("=")
-                if equals:
-                    settings[key.strip()] = value.strip()
-    where = f"{manifest.path}: bmild"
-    kind = settings.get("dataset_type")
-    white = settings.get("white_bkgd", "True" if kind is None else "False").lower() == "true"
-    background = (1.0, 1.0, 1.0) if white else (0.0, 0.0, 0.0)
-    if kind == "llff" and settings.get("no_ndc", "False").lower() != "true":
-        scene = nerf.ndc_scene(options, background, where)
-        assumed: tuple[str, ...] = ("box",) if scene.ray_space.focal else ("box", "ray_space")
-    elif kind in ("blender", None):
-        scene = nerf.synthetic_scene(background)
-        assumed = ("box",) if kind else ("box", "background", "near", "far")
-    else:
-        if options.bounds is None or options.near is None or options.far is None:
-            raise InputError(
-                f"{where}: box and distances of dataset_type {kind!r} are in no file",
-                hint="add --bounds (six numbers), --near and --far",
-            )
-        scene = Scene(options.bounds, background=background, near=options.near, far=options.far)
-        assumed = ()
-    scene = nerf.assume(scene, options, assumed)
-    return scene, nerf.assumption_note(scene)
