@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from pvdconvert.errors import InputError, RequestError, UsageError
 from pvdconvert.field import Stage
 from pvdconvert.kernels.hashgrid import hash_encode_torch
+from pvdconvert.nn.clipped import clipped_exp
 from pvdconvert.nn.mlp import INFERENCE_ROWS, MLP
 from pvdconvert.nn.sh import sh_basis
 from pvdconvert.plugin import Architecture, Budget, Limits, TeacherFacts, option_help
 from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.scene import Box, Scene
-from pvdconvert_plugins.ngp import MAX_LOG_DENSITY, Ngp, NgpField
-from pvdconvert_plugins.ngp_spec import SPEC, NgpOptions
+from pvdconvert_plugins.ngp import Ngp, NgpField
+from pvdconvert_plugins.ngp_spec import MAX_LOG_DENSITY, SPEC, NgpOptions
 
 SCENE = Scene(box=Box((-1.0, -1.5, -2.0), (1.0, 0.5, 2.0)))
 SMALL = {"levels": 4, "log2_table": 10, "base_resolution": 4, "per_level_scale": 1.8, "hidden": 16}
@@ -38,6 +39,9 @@ def small(seed: int = 0, **changes: Any) -> NgpField:
     field = Ngp().build(SMALL | changes, SCENE, seed)
     with torch.no_grad():
         field.encoder.embeddings.mul_(2e4)
+        for name, p in field.named_parameters():
+            if name.endswith(".bias"):
+                p.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(seed))
     return field
 
 
@@ -59,13 +63,17 @@ def truth(field: NgpField, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     low, size = torch.tensor(box.min).double(), torch.tensor(box.size).double()
     h = hash_encode_torch((x.double() - low) / size, w["encoder.embeddings"], field.encoder.spec)
     for k in range(o.density_layers + 1):
-        h = (h.relu() if k else h) @ w[f"sigma_net.{k}.weight"].T
-    sh = sh_basis(d.double(), o.sh_bands)
+        h = (h.relu() if k else h) @ w[f"sigma_net.{k}.weight"].T + w.get(f"sigma_net.{k}.bias", torch.zeros(1))
+    half = o.view_input == "half"
+    sh = sh_basis((d.double() + 1) / 2 if half else d.double(), o.sh_bands)
+    if half:  # nerfstudio's signs are all plus: its first row beyond the constant is +0.4886 y
+        sh = sh * torch.tensor([-1.0 if i % 2 else 1.0 for i in range(o.sh_bands**2)])
     geo = (h if o.color_input == "h+sh" else h[:, 1:])[:, None, :].expand(-1, d.shape[1], -1)
     c = torch.cat([geo, sh] if o.color_input == "h+sh" else [sh, geo], dim=-1)
     for k in range(o.color_layers + 1):
-        c = (c.relu() if k else c) @ w[f"color_net.{k}.weight"].T
-    return o.density_scale * h[:, 0].exp(), c.exp() if o.color_activation == "exp" else c.sigmoid()
+        c = (c.relu() if k else c) @ w[f"color_net.{k}.weight"].T + w.get(f"color_net.{k}.bias", torch.zeros(1))
+    raw = h[:, 0] if o.density_clip is None else h[:, 0].clamp(*o.density_clip)
+    return o.density_scale * raw.exp(), c.exp() if o.color_activation == "exp" else c.sigmoid()
 
 
 def test_the_plugin_keeps_the_contract() -> None:
@@ -82,6 +90,8 @@ def test_the_plugin_keeps_the_contract() -> None:
         {"color_activation": "exp", "density_layers": 2, "color_layers": 1, "color_hidden": 24, "features": 4},
         {"density_layers": 0, "color_layers": 0, "geo_features": 3, "sh_bands": 2},
         {"box": [[-0.9, -1.4, -1.9], [0.9, 0.4, 1.9]]},
+        {"density_clip": [-0.2, 0.3]},
+        {"index_rule": "nerfstudio", "bias": True, "view_input": "half", "density_scale": 10.0},
     ],
 )
 def test_density_and_colour_follow_the_formulas(changes: dict[str, Any]) -> None:
@@ -131,7 +141,12 @@ def test_a_mask_restricts_the_field_and_travels_with_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"index_rule": "tcnn", "color_input": "h+sh", "features": 4, "density_layers": 2}]
+    "changes",
+    [
+        {},
+        {"index_rule": "tcnn", "color_input": "h+sh", "features": 4, "density_layers": 2},
+        {"index_rule": "nerfstudio", "bias": True, "density_clip": [-2.0, 7.0]},
+    ],
 )
 def test_round_trip_is_exact(changes: dict[str, Any]) -> None:
     field = small(**changes)
@@ -319,6 +334,11 @@ def test_plans_that_cannot_be(
         ({"offsets": 5}, "'offsets'"),
         ({"box": [1, 2]}, "'box'"),
         ({"box": [[0, 0, 0], [1, 0, 1]]}, "empty"),
+        ({"density_clip": [7, -2]}, "density_clip"),
+        ({"density_clip": [1]}, "density_clip"),
+        ({"bias": "some"}, "bias"),
+        ({"view_input": "full"}, "view_input"),
+        ({"view_input": "half", "sh_bands": 5}, "at most 4 bands"),
     ],
 )
 def test_bad_configurations_are_named(changes: dict[str, Any], message: str) -> None:
@@ -378,3 +398,14 @@ def test_it_learns_a_sphere() -> None:
     with torch.no_grad():
         after = float(error(held_out))
     assert after < before / 10
+
+
+def test_clipped_densities_keep_a_gradient() -> None:
+    """exp(clip(x)) forward; beyond the cuts the gradient is that of the cut, so that a density can come back."""
+    x = torch.tensor([-5.0, -1.0, 0.5, 9.0], requires_grad=True)
+    y = clipped_exp(x, -2.0, 3.0)
+    expected = np.exp(np.array([-2.0, -1.0, 0.5, 3.0]))
+    np.testing.assert_allclose(y.detach().numpy(), expected, rtol=1e-6)
+    y.sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-6)

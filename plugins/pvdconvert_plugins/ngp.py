@@ -13,24 +13,15 @@ from torch import Tensor
 from pvdconvert.errors import InputError, RequestError, UsageError
 from pvdconvert.field import RadianceField
 from pvdconvert.kernels.hashgrid_spec import HashGridSpec, growth
+from pvdconvert.nn.clipped import clipped_exp
 from pvdconvert.nn.hashgrid import HashGrid
 from pvdconvert.nn.mask import Mask
 from pvdconvert.nn.mlp import MLP
-from pvdconvert.nn.sh import MAX_BANDS, sh_basis
+from pvdconvert.nn.sh import sh_basis
 from pvdconvert.plugin import ArchitectureBase, Budget, Config, Limits, TeacherFacts
 from pvdconvert.scene import Box, Scene
-from pvdconvert_plugins.ngp_spec import NgpOptions
+from pvdconvert_plugins.ngp_spec import MAX_LOG_DENSITY, NgpOptions, parse
 
-MAX_LOG_DENSITY = 30.0
-"""exp() is cut here, at 1e13 per unit: opaque at any length, and its square still fits float32."""
-
-_CHOICES = {
-    "index_rule": ("tcnn", "torch-ngp"),
-    "interpolation": ("linear", "smoothstep"),
-    "color_input": ("sh+geo", "h+sh"),
-    "density_activation": ("exp",),
-    "color_activation": ("sigmoid", "exp"),
-}
 # preset -> log2_table, finest cells per occupancy cell
 _PRESETS = {"fast": (16, 4.0), "balanced": (18, 8.0), "best": (19, 16.0)}
 _SMALLEST_TABLE = 8
@@ -67,9 +58,11 @@ class NgpField(RadianceField):
         color_in = options.sh_bands**2 + (width if options.color_input == "h+sh" else options.geo_features)
         self.encoder = HashGrid(spec, generator=generator)
         self.sigma_net = MLP(
-            [spec.width, *[options.hidden] * options.density_layers, width], bias=False, generator=generator
+            [spec.width, *[options.hidden] * options.density_layers, width], bias=options.bias, generator=generator
         )
-        self.color_net = MLP([color_in, *[color_hidden] * options.color_layers, 3], bias=False, generator=generator)
+        self.color_net = MLP(
+            [color_in, *[color_hidden] * options.color_layers, 3], bias=options.bias, generator=generator
+        )
         self.register_buffer("box_min", torch.tensor(box.min), persistent=False)
         self.register_buffer("box_size", torch.tensor(box.size), persistent=False)
         self.feature_width = width
@@ -85,13 +78,17 @@ class NgpField(RadianceField):
         return torch.cat([h, inside[:, None].to(h.dtype)], dim=-1)
 
     def density(self, latent: Tensor) -> Tensor:
-        sigma: Tensor = _TruncatedExp.apply(latent[:, 0])  # type: ignore[no-untyped-call]
+        sigma: Tensor
+        if self.options.density_clip is not None:
+            sigma = clipped_exp(latent[:, 0], *self.options.density_clip)
+        else:
+            sigma = _TruncatedExp.apply(latent[:, 0])  # type: ignore[no-untyped-call]
         # where, not a product: outside must be 0 even if h is not finite there.
         return torch.where(latent[:, -1] > 0, sigma * self.options.density_scale, 0.0)
 
     def color(self, latent: Tensor, d: Tensor) -> Tensor:
         n, k, _ = d.shape
-        sh = sh_basis(d, self.options.sh_bands)
+        sh = sh_basis(d, self.options.sh_bands) if self.options.view_input == "unit" else self._half_harmonics(d)
         if self.options.color_input == "h+sh":
             parts = [latent[:, None, :-1].expand(n, k, -1), sh]
         else:
@@ -101,40 +98,15 @@ class NgpField(RadianceField):
             return torch.exp(raw.clamp(-10.0, 10.0))
         return torch.sigmoid(raw)
 
+    def _half_harmonics(self, d: Tensor) -> Tensor:
+        """nerfstudio's torch implementation (layouts sections 0.3 and 7.1): plus signs, (d + 1) / 2 taken as it is."""
+        out = sh_basis((d + 1) / 2, self.options.sh_bands)
+        out[..., 1::2] *= -1
+        return out
+
     def features(self, latent: Tensor) -> Tensor:
         """PVD's tap: [log-density, geo features] (pvd.md 1.1)."""
         return latent[:, :-1]
-
-
-def _options(config: Mapping[str, Any]) -> NgpOptions:
-    """The options in ``config``. Raises InputError naming a key that is unknown or cannot be."""
-    fields = {f.name: f for f in dataclasses.fields(NgpOptions)}
-    for key in config:
-        if key not in fields:
-            raise InputError(f"ngp: unknown configuration key {key!r}", hint=f"known: {', '.join(fields)}")
-    values = dict(config)
-    try:
-        for key, low in (("hidden", 1), ("density_layers", 0), ("geo_features", 0), ("color_layers", 0)):
-            values[key] = int(values.get(key, fields[key].default))
-            if not low <= values[key] <= 4096:
-                raise InputError(f"ngp: {key} = {values[key]} is not in {low}..4096")
-        for key in ("levels", "features", "log2_table", "base_resolution", "sh_bands"):
-            values[key] = int(values.get(key, fields[key].default))
-        for key in ("per_level_scale", "density_scale"):
-            values[key] = float(values.get(key, fields[key].default))
-        for key in ("offsets", "color_hidden"):
-            if values.get(key) is not None:
-                values[key] = [int(v) for v in values[key]] if key == "offsets" else int(values[key])
-    except (TypeError, ValueError) as error:
-        raise InputError(f"ngp: {key!r} = {values[key]!r} is not a number") from error
-    if not 1 <= values["sh_bands"] <= MAX_BANDS:
-        raise InputError(f"ngp: sh_bands = {values['sh_bands']} is not in 1..{MAX_BANDS}")
-    if not 0 < values["density_scale"] < math.inf:
-        raise InputError(f"ngp: density_scale = {values['density_scale']} is not positive")
-    for key, choices in _CHOICES.items():
-        if values.get(key, choices[0]) not in choices:
-            raise InputError(f"ngp: {key} = {values[key]!r} is not supported", hint=f"one of {', '.join(choices)}")
-    return NgpOptions(**values)
 
 
 def _spec(options: NgpOptions) -> HashGridSpec:
@@ -187,14 +159,14 @@ class Ngp(ArchitectureBase):
                 int(config["levels"]), int(config["base_resolution"]), finest, str(config["index_rule"])
             )
         try:
-            _spec(_options(config))
+            _spec(parse(config))
         except InputError as error:
             raise UsageError(str(error), hint="check --set") from error
         _fit(config, budget, facts, fixed_table="log2_table" in wanted)
         return config
 
     def build(self, config: Config, scene: Scene, seed: int) -> NgpField:
-        options = _options({**config, "mask": None})
+        options = parse({**config, "mask": None})
         if scene.contraction != "none":
             raise InputError(f"ngp: a scene with contraction {scene.contraction!r} does not fit this architecture")
         spec = _spec(options)
@@ -252,6 +224,8 @@ def _weights(field: NgpField) -> dict[str, Tensor]:
     for net in ("sigma_net", "color_net"):
         for k, layer in enumerate(getattr(field, net).layers):
             named[f"{net}.{k}.weight"] = layer.weight
+            if layer.bias is not None:
+                named[f"{net}.{k}.bias"] = layer.bias
     return named
 
 
@@ -267,7 +241,7 @@ def _box(options: NgpOptions, scene: Scene) -> Box:
 
 def _megabytes(config: Config, facts: TeacherFacts) -> float:
     """Size of the weights and the mask on disk, 10^6 bytes."""
-    options = _options({**config, "mask": None})
+    options = parse({**config, "mask": None})
     spec = _spec(options)
     field_nets = (
         spec.width * options.hidden

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pvdconvert.errors import InputError
 from pvdconvert.plugin import ArchitectureSpec
 
 SPEC = ArchitectureSpec(
@@ -16,6 +18,19 @@ SPEC = ArchitectureSpec(
     paper="Mueller et al., Instant Neural Graphics Primitives with a Multiresolution Hash Encoding, SIGGRAPH 2022",
     licence="MIT",
 )
+
+MAX_BANDS = 5
+MAX_LOG_DENSITY = 30.0
+"""exp() is cut here, at 1e13 per unit: opaque at any length, and its square still fits float32."""
+
+_CHOICES = {
+    "index_rule": ("tcnn", "torch-ngp", "nerfstudio"),
+    "interpolation": ("linear", "smoothstep"),
+    "color_input": ("sh+geo", "h+sh"),
+    "view_input": ("unit", "half"),
+    "density_activation": ("exp",),
+    "color_activation": ("sigmoid", "exp"),
+}
 
 
 def _option(default: Any, text: str) -> Any:
@@ -35,7 +50,7 @@ class NgpOptions:
     )
     index_rule: str = _option(
         "torch-ngp",
-        "torch-ngp | tcnn: whose entries and strides. Students take torch-ngp, so that its files can hold them",
+        "torch-ngp | tcnn | nerfstudio: whose entries and strides. Students take torch-ngp, which its files can hold",
     )
     offsets: Sequence[int] | None = _option(None, "first row of each level and the end, as stored; None = by rule")
     interpolation: str = _option("linear", "linear | smoothstep, between the corners of a cell")
@@ -48,8 +63,53 @@ class NgpOptions:
     color_input: str = _option(
         "sh+geo", "sh+geo: direction, then geo features (torch-ngp); h+sh: all density outputs first (instant-ngp)"
     )
+    view_input: str = _option(
+        "unit", "unit: harmonics of d; half: nerfstudio's torch harmonics, of (d + 1) / 2 and without odd signs"
+    )
+    bias: bool = _option(False, "whether both MLPs have biases")
+    density_clip: Sequence[float] | None = _option(None, "bounds to which the log-density is cut first")
     density_activation: str = _option("exp", "exp: density = density_scale * exp(first output)")
     color_activation: str = _option("sigmoid", "sigmoid | exp (HDR; its input is clamped to -10..10)")
     density_scale: float = _option(1.0, "multiplies density: converts the source's length unit to the scene's")
     box: Sequence[Sequence[float]] | None = _option(None, "[[min], [max]] of the grid, world; None = the scene's box")
     mask: Mapping[str, Any] | None = _option(None, "shape, origin, cell: where it may be non-empty (mask.bits)")
+
+
+def parse(config: Mapping[str, Any]) -> NgpOptions:
+    """The options in ``config``. Raises InputError naming a key that is unknown or cannot be."""
+    fields = {f.name: f for f in dataclasses.fields(NgpOptions)}
+    for key in config:
+        if key not in fields:
+            raise InputError(f"ngp: unknown configuration key {key!r}", hint=f"known: {', '.join(fields)}")
+    values = dict(config)
+    try:
+        for key, low in (("hidden", 1), ("density_layers", 0), ("geo_features", 0), ("color_layers", 0)):
+            values[key] = int(values.get(key, fields[key].default))
+            if not low <= values[key] <= 4096:
+                raise InputError(f"ngp: {key} = {values[key]} is not in {low}..4096")
+        for key in ("levels", "features", "log2_table", "base_resolution", "sh_bands"):
+            values[key] = int(values.get(key, fields[key].default))
+        for key in ("per_level_scale", "density_scale"):
+            values[key] = float(values.get(key, fields[key].default))
+        for key in ("offsets", "color_hidden"):
+            if values.get(key) is not None:
+                values[key] = [int(v) for v in values[key]] if key == "offsets" else int(values[key])
+        if (clip := values.get("density_clip")) is not None:
+            key, bounds = "density_clip", [float(v) for v in clip]
+            values[key] = bounds
+            if len(bounds) != 2 or not -100 <= bounds[0] < bounds[1] <= MAX_LOG_DENSITY:
+                raise ValueError
+    except (TypeError, ValueError) as error:
+        raise InputError(f"ngp: {key!r} = {values[key]!r} is not possible") from error
+    if not isinstance(values.get("bias", False), bool):
+        raise InputError(f"ngp: bias = {values['bias']!r} is neither true nor false")
+    if values.get("view_input") == "half" and values["sh_bands"] > 4:
+        raise InputError(f"ngp: view_input = 'half' has at most 4 bands, not {values['sh_bands']}")
+    if not 1 <= values["sh_bands"] <= MAX_BANDS:
+        raise InputError(f"ngp: sh_bands = {values['sh_bands']} is not in 1..{MAX_BANDS}")
+    if not 0 < values["density_scale"] < math.inf:
+        raise InputError(f"ngp: density_scale = {values['density_scale']} is not positive")
+    for key, choices in _CHOICES.items():
+        if values.get(key, choices[0]) not in choices:
+            raise InputError(f"ngp: {key} = {values[key]!r} is not supported", hint=f"one of {', '.join(choices)}")
+    return NgpOptions(**values)
