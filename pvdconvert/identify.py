@@ -7,12 +7,12 @@ from pathlib import Path
 
 from pvdconvert import registry as registries
 from pvdconvert.containers import Manifest, open_manifest
-from pvdconvert.errors import InputError, PvdError, UnknownError
+from pvdconvert.errors import PvdError, UnknownError
 from pvdconvert.plugin import Match
+from pvdconvert.resemblance import describe, foreign, splats
 
 GOOD = 0.3
 """A best score below this is a resemblance, not a match."""
-_MAX_KEYS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,39 +37,68 @@ class Identified:
     candidates: tuple[Candidate, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A well-formed file: what each format says of it, and either its format or why there is none."""
+
+    manifest: Manifest
+    candidates: tuple[Candidate, ...]
+    found: Identified | None = None
+    error: PvdError | None = None
+
+
 def identify(path: Path, from_: str | None = None, registry: registries.Registry | None = None) -> Identified:
     """Find the format of the file or folder ``path``; ``from_`` forces one.
 
     Raises InputError (missing, empty, corrupt, no checkpoint at all), UnsafeError (holds code), or UnknownError (well
     formed, but no format or several fit; an unknown ``from_``).
     """
+    seen = examine(path, from_, registry)
+    if seen.found is None:
+        assert seen.error is not None
+        raise seen.error
+    return seen.found
+
+
+def examine(path: Path, from_: str | None = None, registry: registries.Registry | None = None) -> Examined:
+    """As :func:`identify`, but a well-formed file of no format, or of several, is returned with its error."""
     registry = registry or registries.default()
     path = Path(path)
     if from_ is not None and path.exists():
         registry.format(from_)  # an unknown name is said before the file is decoded
     manifest = open_manifest(path)
     if manifest.kind == "unknown":
-        raise InputError(
-            f"{path}: not a checkpoint: its first bytes are those of no known container",
-            hint="pvdconvert formats lists what can be read",
-        )
+        raise foreign(path)
+    return choose(manifest, from_, registry)
+
+
+def choose(manifest: Manifest, from_: str | None, registry: registries.Registry) -> Examined:
+    """The verdict on a manifest of a known kind."""
     candidates = ask(manifest, registry)
-    chosen = manifest
+    chosen, path = manifest, manifest.path
     if manifest.kind == "folder" and not any(c.score >= GOOD for c in candidates):
-        chosen, candidates = _of_children(manifest, registry, candidates)
+        try:
+            chosen, candidates = _of_children(manifest, registry, candidates)
+        except UnknownError as several:
+            return Examined(manifest, candidates, error=several)
     if from_ is not None:
         own = next((c for c in candidates if c.format == from_ and c.score > 0), None)
-        return Identified(chosen, from_, Match(own.score, own.reason) if own else None, candidates)
+        match = Match(own.score, own.reason) if own else None
+        return Examined(chosen, candidates, Identified(chosen, from_, match, candidates))
     best = [c for c in candidates if c.score >= GOOD and c.score >= candidates[0].score - 1e-9]
     if not best:
-        raise UnknownError(
+        error: PvdError = splats(chosen) or UnknownError(
             f"{path}: no format fits: {describe(chosen)}; closest: {_closest(candidates)}",
-            hint="--from NAME forces one; pvdconvert formats lists them",
+            hint="--from NAME forces one; pvdconvert inspect shows more",
         )
+        return Examined(chosen, candidates, error=error)
     if len(best) > 1:
         named = " or ".join(f"{c.format} ({c.reason})" for c in best)
-        raise UnknownError(f"{path}: several formats fit equally well: {named}", hint=f"add --from {best[0].format}")
-    return Identified(chosen, best[0].format, Match(best[0].score, best[0].reason), candidates)
+        error = UnknownError(f"{path}: several formats fit equally well: {named}", hint=f"add --from {best[0].format}")
+        return Examined(chosen, candidates, error=error)
+    return Examined(
+        chosen, candidates, Identified(chosen, best[0].format, Match(best[0].score, best[0].reason), candidates)
+    )
 
 
 def ask(manifest: Manifest, registry: registries.Registry) -> tuple[Candidate, ...]:
@@ -89,22 +118,9 @@ def ask(manifest: Manifest, registry: registries.Registry) -> tuple[Candidate, .
     return tuple(sorted(found, key=lambda c: (-c.score, c.reason == "", c.format)))
 
 
-def describe(manifest: Manifest) -> str:
-    """What the file looks like, in a few words: container, number of tensors, first names."""
-    if manifest.kind == "folder":
-        if not manifest.children:
-            return "a folder without a checkpoint in it"
-        return f"a folder with {len(manifest.children)} checkpoint-like files"
-    names = list(manifest.tensors)
-    if not names:
-        return f"a {manifest.kind} file without tensors"
-    shown = ", ".join(f"{n} {list(manifest.tensors[n].shape)}" for n in names[:_MAX_KEYS])
-    return f"a {manifest.kind} file with {len(names)} tensors ({shown}{', ...' if len(names) > _MAX_KEYS else ''})"
-
-
 def _closest(candidates: tuple[Candidate, ...]) -> str:
     named = [f"{c.format} ({c.reason})" for c in candidates if c.reason][:2]
-    return " and ".join(named) or "none"
+    return " and ".join(named) or "none, its names are those of no program known here"
 
 
 def _of_children(
