@@ -21,9 +21,9 @@ from pvdconvert.nn.sh import sh_basis
 from pvdconvert.plugin import Budget, Config, Limits, TeacherFacts, option_help
 from pvdconvert.registry import default
 from pvdconvert.render.occupancy import Occupancy
-from pvdconvert.scene import Box, Scene
+from pvdconvert.scene import Box, RaySpace, Scene
 from pvdconvert_plugins.tensorf import Tensorf
-from pvdconvert_plugins.tensorf_field import TensorfField
+from pvdconvert_plugins.tensorf_field import TensorfField, warped_directions
 from pvdconvert_plugins.tensorf_spec import TensorfOptions, megabytes, parse
 
 SCENE = Scene(Box((-1.0, -1.2, -0.8), (1.0, 1.0, 1.1)))
@@ -41,6 +41,10 @@ VARIANTS: list[Config] = [
     {"view_encoding": "sh", "view_bands": 3, "density_activation": "exp"},
     {"shading": "sh", "density_activation": "relu", "color_activation": "relu"},
     {"shading": "sh", "color_features": 12},
+    {"shading": "rgb", "color_features": 3, "color_activation": "none"},
+    {"pos_pe": 3, "fea_pe": 0},
+    {"wave_scale": 6.2831853, "wave_step": 2.0, "density_clip": [-0.5, 1.5], "feature_clip": [-0.2, 0.3]},
+    {"box": {"min": [-0.7, -0.8, -0.5], "max": [0.6, 0.9, 0.8]}, "padding": "zero", "density_activation": "exp"},
 ]
 
 
@@ -56,8 +60,8 @@ def textbook(config: Config, t: dict[str, Tensor], x: Tensor, d: Tensor) -> tupl
     """Layouts 3.3 word for word, by grid_sample in float64, from the tensors of a file: sigma [N], rgb [N, 3]."""
     o = parse(config)
     w = {k: v.double() for k, v in t.items()}
-    low, size = torch.tensor(SCENE.box.min).double(), torch.tensor(SCENE.box.size).double()
-    u = (x.double() - low) / size * 2 - 1
+    box = SCENE.box if o.box is None else Box.from_json(o.box)
+    u = (x.double() - torch.tensor(box.min).double()) / torch.tensor(box.size).double() * 2 - 1
 
     def products(name: str) -> Tensor:
         out = []
@@ -68,25 +72,31 @@ def textbook(config: Config, t: dict[str, Tensor], x: Tensor, d: Tensor) -> tupl
         return torch.cat(out).t()
 
     def waves(v: Tensor, octaves: int) -> list[Tensor]:
-        phase = (v[..., None] * 2.0 ** torch.arange(octaves)).reshape(*v.shape[:-1], -1)
+        scale = o.wave_scale * 2.0 ** (o.wave_step * torch.arange(octaves).double())
+        phase = (v[..., None] * scale).reshape(*v.shape[:-1], -1)
         return [phase.sin(), phase.cos()]
 
     raw = products("density").sum(1)
+    raw = raw if o.density_clip is None else raw.clamp(*o.density_clip)
     sigma = {
         "softplus": F.softplus(raw + o.density_shift),
         "relu": F.relu(raw),
         "exp": torch.exp(raw + o.density_shift),
     }[o.density_activation] * o.density_scale
-    sigma = torch.where((u.abs() <= 1).all(1), sigma, 0.0)
+    scene = (x >= torch.tensor(SCENE.box.min)) & (x <= torch.tensor(SCENE.box.max))
+    sigma = torch.where((scene if o.padding == "zero" else u.abs() <= 1).all(1), sigma, 0.0)
     app = products("app") @ w["basis_mat.weight"].t()
+    app = app if o.feature_clip is None else app.clamp(*o.feature_clip)
     d = d.double()
+    if o.shading == "rgb":
+        return sigma, app
     if o.shading == "sh":
         value = (app.view(-1, 3, o.bands**2) * sh_basis(d, o.bands)[:, None]).sum(-1)
         return sigma, value.sigmoid() if o.color_activation == "sigmoid" else F.relu(value + 0.5)
     if o.view_encoding == "sh":
         h = torch.cat([app, sh_basis(d, o.view_bands), *waves(app, o.fea_pe)], -1)
     else:
-        h = torch.cat([app, d, *waves(app, o.fea_pe), *waves(d, o.view_pe)], -1)
+        h = torch.cat([app, d, *waves(app, o.fea_pe), *waves(u, o.pos_pe), *waves(d, o.view_pe)], -1)
     for j in range(o.mlp_layers):
         h = F.linear(h, w[f"renderModule.mlp.{2 * j}.weight"], w[f"renderModule.mlp.{2 * j}.bias"])
         h = F.relu(h) if j < o.mlp_layers - 1 else h.sigmoid()
@@ -108,7 +118,7 @@ def test_the_field_is_the_textbook(variant: Config) -> None:
         sigma, color = textbook(config, tensors, x, d[:, k])
         inside = sigma > 0
         torch.testing.assert_close(field.density(latent).double(), sigma, rtol=2e-4, atol=1e-5)
-        torch.testing.assert_close(rgb[inside, k].double(), color[inside], rtol=0, atol=1e-5)
+        torch.testing.assert_close(rgb[inside, k].double(), color[inside], rtol=0, atol=3e-5)
     with torch.no_grad():
         torch.testing.assert_close(field.color(latent.repeat(60, 1), d.repeat(60, 1, 1)), rgb.repeat(60, 1, 1))
 
@@ -174,6 +184,77 @@ def test_save_and_load_are_exact_inverses(variant: Config) -> None:
     assert float(field.density(x)[~outside].min()) >= 0.0
 
 
+def alpha_volume(n: tuple[int, int, int], seed: int = 0) -> tuple[Config, Tensor, Tensor]:
+    """A sparse random volume as TensoRF stores it: configuration, packed bytes, and the bits [z, y, x]."""
+    volume = torch.rand(n[2], n[1], n[0], generator=torch.Generator().manual_seed(seed)) < 0.08
+    box = {"min": [-0.9, -1.0, -0.7], "max": [0.8, 0.7, 1.0]}
+    return {"shape": list(n), "box": box}, torch.from_numpy(np.packbits(volume.numpy().reshape(-1))), volume
+
+
+def test_alpha_mask_is_where_the_interpolated_volume_is_positive() -> None:
+    """Layouts 3.4: grid_sample, align_corners, zeros outside, in float64; and everything else is kept exactly."""
+    shape, bits, volume = alpha_volume((7, 6, 5))
+    plugin = Tensorf()
+    config, tensors = plugin.save(plugin.build({**SMALL, "density_activation": "exp"}, SCENE, 0))
+    config["alpha_mask"] = shape
+    field = plugin.load(config, {**tensors, "alphaMask.mask": bits}, SCENE)
+    x, _ = points(20000)
+    low, high = (torch.tensor(shape["box"][k]).double() for k in ("min", "max"))
+    at = ((x.double() - low) / (high - low) * 2 - 1)[None, None, None]
+    value = F.grid_sample(volume[None, None].double(), at, align_corners=True)[0, 0, 0, 0]
+    inside = (x >= torch.tensor(SCENE.box.min)).all(1) & (x <= torch.tensor(SCENE.box.max)).all(1)
+    shown = (value > 0) & inside
+    assert 0.1 < float(shown.float().mean()) < 0.9
+    assert torch.equal(field.density(x) > 0, shown)
+    beyond = shown & ~((x >= low) & (x <= high)).all(1)
+    assert bool(beyond.any())  # half a voxel outside of the volume still counts
+    support = field.support()
+    assert support is not None
+    assert bool(support.contains(x)[shown].all())
+    assert float((support.contains(x) & ~shown & inside).float().mean()) < 0.4
+    again, same = plugin.save(field)
+    assert again["alpha_mask"] == shape
+    assert torch.equal(same["alphaMask.mask"], bits)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [({"shape": [7, 6, 6]}, "alphaMask.mask"), ({"shape": [7, 0, 5]}, "impossible"), ({"box": 3}, "malformed")],
+)
+def test_alpha_masks_that_do_not_fit_are_refused(change: Config, match: str) -> None:
+    shape, bits, _ = alpha_volume((7, 6, 5))
+    config, tensors = Tensorf().save(Tensorf().build(SMALL, SCENE, 0))
+    with pytest.raises(InputError, match=match):
+        Tensorf().load({**config, "alpha_mask": {**shape, **change}}, {**tensors, "alphaMask.mask": bits}, SCENE)
+
+
+def test_ndc_directions_are_those_of_the_warped_ray() -> None:
+    """Against the warp of two points of a world ray (layouts 9.2), in float64."""
+    width, height, focal = 400.0, 300.0, 350.0
+    g = torch.Generator().manual_seed(0)
+    o = torch.rand(200, 3, generator=g).double() - 0.5
+    d = torch.randn(200, 3, generator=g).double()
+    d[:, 2] = -d[:, 2].abs() - 0.3
+    d = F.normalize(d, dim=-1)
+
+    def warp(p: Tensor) -> Tensor:
+        x, y, z = p.unbind(-1)
+        return torch.stack([-2 * focal / width * x / z, -2 * focal / height * y / z, 1 + 2 / z], -1)
+
+    near, far = warp(o + 4 * d), warp(o + 9 * d)
+    space = RaySpace("ndc", width=width, height=height, focal=focal, near=1.0)
+    scene = Scene(Box((-1.5, -1.67, -1.0), (1.5, 1.67, 1.0)), ray_space=space)
+    field = Tensorf().build({**SMALL, "view_space": "ndc"}, scene, 0)
+    assert field.warp is not None
+    got = warped_directions(near.float(), d[:, None].float(), *field.warp)[:, 0]
+    torch.testing.assert_close(got.double(), F.normalize(far - near, dim=-1), rtol=0, atol=1e-5)
+    plain = Tensorf().build(SMALL, scene, 0)
+    x = near.float()
+    torch.testing.assert_close(field.color(x, d[:, None].float()), plain.color(x, got[:, None]))
+    with pytest.raises(InputError, match="--extra width"):
+        Tensorf().build({**SMALL, "view_space": "ndc"}, SCENE, 0)
+
+
 def test_same_seed_same_field_other_seed_other_field() -> None:
     one, two, three = (Tensorf().save(Tensorf().build(SMALL, SCENE, seed))[1] for seed in (4, 4, 5))
     assert all(torch.equal(one[k], two[k]) for k in one)
@@ -205,6 +286,9 @@ def test_load_names_what_is_missing_surplus_or_misshapen() -> None:
         ("density_activation", "tanh"),
         ("density_shift", "nan"),
         ("color_features", 10**9),
+        ("density_clip", [1.0, 0.0]),
+        ("feature_clip", [1.0]),
+        ("padding", "wrap"),
         ("nonsense", 1),
     ],
 )
@@ -218,6 +302,8 @@ def test_impossible_configurations_name_their_key(key: str, value: Any) -> None:
 def test_sh_shading_needs_a_square_number_of_features() -> None:
     with pytest.raises(InputError, match="color_features is 20"):
         parse({"shading": "sh", "color_features": 20})
+    with pytest.raises(InputError, match="color_features is 27"):
+        parse({"shading": "rgb"})
 
 
 def test_the_spec_is_installed_and_every_option_has_help() -> None:
