@@ -4,111 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pvdconvert.errors import InputError, RequestError
 from pvdconvert.field import RadianceField
-from pvdconvert.kernels.linear import linear, row_chunks
-from pvdconvert.nn.frequency import frequency_encode
+from pvdconvert.kernels.linear import row_chunks
 from pvdconvert.nn.mask import Mask
-from pvdconvert.nn.sh import sh_basis
 from pvdconvert.plugin import ArchitectureBase, Budget, Config, Limits, TeacherFacts
+from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.scene import Box, Scene
+from pvdconvert_plugins.nerf_network import Network
 from pvdconvert_plugins.nerf_spec import NerfOptions
 
 INFERENCE_ROWS = 4096
 """Rows a chunk when no gradient is recorded: the activations of a 256-wide trunk then stay in a CPU's cache."""
 
 
-class Layer(nn.Module):
-    """Weight [out, in] and bias [out] of a linear layer, made empty: values come from ``Nerf.build`` or from a file."""
-
-    def __init__(self, wide: int, units: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(units, wide))
-        self.bias = nn.Parameter(torch.empty(units))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
-
-
-class Network(nn.Module):
-    """One perceptron: trunk, density, optional bottleneck, direction layers, rgb; named as the tensors on disk."""
-
-    def __init__(self, options: NerfOptions, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        super().__init__()
-
-        def layer(name: str) -> Layer:
-            units, wide = shapes[f"{name}.weight"]
-            return Layer(wide, units)
-
-        self.options = options
-        self.trunk = nn.ModuleList(layer(f"trunk.{i}") for i in range(options.depth))
-        self.density = layer("density")
-        if options.bottleneck_width is not None:
-            self.bottleneck = layer("bottleneck")
-        self.direction = nn.ModuleList(layer(f"direction.{j}") for j in range(len(options.direction_layers)))
-        self.rgb = layer("rgb")
-
-    def hidden(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """The trunk: ``x`` [N, 3] in the network's input space -> [N, width], into ``out`` if given (no gradient)."""
-        o = self.options
-        encoded = frequency_encode(x, o.position_frequencies, include_input=o.include_input, order=o.encoding_order)
-        h = encoded
-        for i, layer in enumerate(self.trunk):
-            if i - 1 in o.skips:
-                h = torch.cat([encoded, h], dim=1)
-            h = layer(h)
-            last = out if i == o.depth - 1 else None
-            if i > 0 or o.first_activation:
-                h = h.relu_() if last is None else torch.clamp_min(h, 0.0, out=last)
-            elif last is not None:
-                h = last.copy_(h)
-        return h
-
-    def encode_direction(self, d: Tensor) -> Tensor:
-        """[M, 3] unit -> [M, direction_width]."""
-        o = self.options
-        if o.direction_length != 1.0:
-            d = d * o.direction_length
-        if o.direction_encoding == "sh":
-            return sh_basis(d, o.direction_bands)
-        return frequency_encode(d, o.direction_frequencies, include_input=o.include_input, order=o.encoding_order)
-
-    def color(self, h: Tensor, d: Tensor) -> Tensor:
-        """``h`` [N, width], ``d`` [N, K, 3] -> [N, K, 3].
-
-        The first layer that sees the direction is linear in [bottleneck, encoded direction]: its first part is computed
-        once a point, and a linear bottleneck is multiplied into it.
-        """
-        n, k, _ = d.shape
-        o = self.options
-        first, *rest = cast("list[Layer]", [*self.direction, self.rgb])
-        wide = first.weight.shape[1] - o.direction_width
-        weight: Tensor = first.weight[:, :wide]
-        bias: Tensor = first.bias
-        if o.bottleneck_width is not None:
-            if o.bottleneck_activation == "relu":
-                h = self.bottleneck(h).relu_()
-            else:
-                bias = bias + weight @ self.bottleneck.bias
-                weight = weight @ self.bottleneck.weight
-        y = linear(h, weight, bias)[:, None]  # [N, 1, U]
-        if o.direction_width:
-            encoded = self.encode_direction(d.reshape(n * k, 3))
-            y = linear(encoded, first.weight[:, wide:]).view(n, k, y.shape[-1]).add_(y)
-        y = y.flatten(0, 1)
-        for layer in rest:
-            y = layer(y.relu_())
-        return y.sigmoid().view(n, k if o.direction_width else 1, 3).expand(n, k, 3)
+STEEPEST = 8.0
+"""Longest component of a warped direction: rays through a picture and its neighbours stay below 3."""
 
 
 class NerfField(RadianceField):
-    """The latent is [hidden (width), inside (1 or 0)]; the features are the hidden units of the trunk's last layer."""
+    """The latent is [hidden (width), inside (1 or 0)]; the features are the hidden units of the trunk's last layer.
+
+    With direction_space=ndc the position [3] stands behind them: there the network's direction depends on it.
+    """
 
     low: Tensor
     high: Tensor
@@ -125,6 +49,7 @@ class NerfField(RadianceField):
         self.register_buffer("high", torch.tensor(box.max), persistent=False)
         self.register_buffer("center", torch.tensor(box.center), persistent=False)
         self.reach = box.longest / 2
+        self.slopes = _slopes(scene) if options.direction_space == "ndc" else None
         self.feature_width = options.width
         # On a CPU many small steps beat few large ones: 1.3 dB from 4096 to 1024 points in equal time.
         self.batch_points = 1024
@@ -144,43 +69,83 @@ class NerfField(RadianceField):
         inside = ((x >= self.low) & (x <= self.high)).all(-1)
         if self.mask is not None:
             inside &= self.mask.inside(x)
+        where = [] if self.slopes is None else [x]
         if self.options.input == "box":
             x = (x - self.center) / self.reach
         if out is None:
-            return torch.cat([self.fine.hidden(x), inside[:, None].to(x.dtype)], dim=1)
-        self.fine.hidden(x, out[:, :-1])
-        out[:, -1] = inside
+            return torch.cat([self.fine.hidden(x), inside[:, None].to(x.dtype), *where], dim=1)
+        width = self.options.width
+        self.fine.hidden(x, out[:, :width])
+        out[:, width] = inside
+        if where:
+            out[:, width + 1 :] = where[0]
         return out
 
     def encode(self, x: Tensor) -> Tensor:
         if self._recording(x) or x.shape[0] == 0:
             return self._encode(x)
-        out = x.new_empty(x.shape[0], self.options.width + 1)
+        out = x.new_empty(x.shape[0], self.options.width + (1 if self.slopes is None else 4))
         for part in row_chunks(x.shape[0], INFERENCE_ROWS):
             self._encode(x[part], out[part])
         return out
 
     def density(self, latent: Tensor) -> Tensor:
         o, head = self.options, self.fine.density
-        raw = F.linear(latent[:, :-1], head.weight, head.bias)[:, 0] + o.density_bias
+        raw = F.linear(latent[:, : o.width], head.weight, head.bias)[:, 0] + o.density_bias
         if o.density_activation == "relu":
             value = raw.relu()
+            if self.training and torch.is_grad_enabled():
+                # The value stays; the gradient is softplus', so that what fell below zero can come back.
+                soft = F.softplus(raw)
+                value = soft + (value - soft).detach()
         else:
             value = F.softplus(raw) if o.density_activation == "softplus" else raw.exp()
-        return torch.where(latent[:, -1] > 0, value * o.density_scale, 0.0)
+        return torch.where(latent[:, o.width] > 0, value * o.density_scale, 0.0)
 
     def color(self, latent: Tensor, d: Tensor) -> Tensor:
         n, k, _ = d.shape
+        width = self.options.width
+        if self.slopes is not None:
+            d = ndc_directions(latent[:, None, width + 1 :], d, self.slopes)
         if self._recording(latent) or n == 0:
-            return self.fine.color(latent[:, :-1], d)
+            return self.fine.color(latent[:, :width], d)
         rows = max(16, INFERENCE_ROWS // max(k, 1) // 16 * 16)
         out = latent.new_empty(n, k, 3)
         for part in row_chunks(n, rows):
-            out[part] = self.fine.color(latent[part, :-1], d[part])
+            out[part] = self.fine.color(latent[part, :width], d[part])
         return out
 
     def features(self, latent: Tensor) -> Tensor:
-        return latent[:, :-1]
+        return latent[:, : self.options.width]
+
+    def restrict(self, occupancy: Occupancy) -> None:
+        """A layout without masks (``masked`` false) must be empty by its weights: nothing is cut off."""
+        if self.options.masked:
+            super().restrict(occupancy)
+
+
+def _slopes(scene: Scene) -> tuple[float, float]:
+    """2 focal / width and 2 focal / height of the NDC warp. Raises InputError where the scene lacks one of them."""
+    space = scene.ray_space
+    if space.kind != "ndc" or not (space.width and space.height and space.focal):
+        raise InputError(
+            "nerf: directions of the warped ray need the warp's width, height and focal length",
+            hint="--extra width=504 --extra height=378 --extra focal=407.5, all in pixels",
+        )
+    return 2 * space.focal / space.width, 2 * space.focal / space.height
+
+
+def ndc_directions(x: Tensor, d: Tensor, slopes: tuple[float, float]) -> Tensor:
+    """Directions of the warped ray at NDC positions ``x`` for un-warped ``d`` (both [..., 3]); not of length 1.
+
+    The ray runs from z = -1 (the near plane) to its vanishing point e = (-sx dx/dz, -sy dy/dz, 1): with t = (z + 1) / 2
+    its origin is o = (x - t e) / (1 - t), its direction e - o = (e - x) / (1 - t) (layouts section 9.2).
+    """
+    forward = d[..., 2:].clamp_max(-1e-3)
+    end = -d[..., :2] / forward * d.new_tensor(slopes)
+    left = (1 - (x[..., 2:] + 1) / 2).clamp_min(1e-3)
+    flat = ((end - x[..., :2]) / left).clamp(-STEEPEST, STEEPEST)
+    return torch.cat([flat, torch.full_like(flat[..., :1], 2.0)], -1)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

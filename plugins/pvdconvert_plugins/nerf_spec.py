@@ -59,6 +59,9 @@ class NerfOptions:
     direction_length: float = _option(
         1.0, "length of the directions handed to the encoding; not 1 for programs that do not normalise ray directions"
     )
+    direction_space: str = _option(
+        "ray", "the direction that is encoded: ray (of the scene's ray), or ndc (of the warped ray, not of length 1)"
+    )
     first_activation: bool = _option(True, "whether trunk layer 0 ends in ReLU (krrish94: it does not)")
     bottleneck_width: int | None = _option(256, "units between trunk and direction layers; none = no such layer")
     bottleneck_activation: str = _option("none", "none or relu, after the bottleneck")
@@ -75,6 +78,7 @@ class NerfOptions:
         "world", "what is encoded: world positions, or box (its centre at 0, its longest side from -1 to 1)"
     )
     box: Mapping[str, Any] | None = _option(None, "{min, max}: density is 0 outside; none = the scene's box")
+    masked: bool = _option(True, "whether a student keeps its cells as a mask; false = its weights alone make it empty")
     mask: Mapping[str, Any] | None = _option(None, "{shape, origin, cell} of the cells outside of which density is 0")
 
     @classmethod
@@ -170,6 +174,7 @@ SHAPE_KEYS = (
 _CHOICES: dict[str, tuple[str, ...]] = {
     "encoding_order": ("interleaved", "per-coordinate", "channel-major"),
     "direction_encoding": ("frequency", "sh", "none"),
+    "direction_space": ("ray", "ndc"),
     "bottleneck_activation": ("none", "relu"),
     "density_activation": ("relu", "softplus", "exp"),
     "color_activation": ("sigmoid",),
@@ -204,7 +209,7 @@ def _parse(key: str, value: Any) -> Any:
         if not whole or not all(isinstance(v, int) and low <= v <= 4096 for v in value) or len(value) > 64:
             raise InputError(f"nerf: config {key!r} is {value!r}", hint="a list of whole numbers")
         return tuple(value)
-    if key in ("include_input", "first_activation", "has_coarse"):
+    if key in ("include_input", "first_activation", "has_coarse", "masked"):
         if not isinstance(value, bool):
             raise InputError(f"nerf: config {key!r} is {value!r}", hint="true or false")
         return value
