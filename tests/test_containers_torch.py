@@ -250,3 +250,15 @@ def test_what_a_torch_file_cannot_hold_is_said(tmp_path: Path) -> None:
         torch_zip_writer.write(tmp_path / "a.pth", {"x": np.zeros(2, np.complex64)})
     with pytest.raises(OutputError, match="cannot be written"):
         torch_zip_writer.write(tmp_path / "no" / "a.pth", {})
+
+
+def test_writes_numpy_arrays_where_a_program_wants_them(tmp_path: Path) -> None:
+    """torch's own unpickler builds the array; so does ours."""
+    array = np.random.default_rng(0).integers(0, 256, 300, dtype=np.uint8)
+    torch_zip_writer.write(tmp_path / "a.pth", {"mask": torch_zip_writer.Numpy(array), "shape": (1, 2)})
+    back = torch.load(tmp_path / "a.pth", weights_only=False)
+    assert type(back["mask"]) is np.ndarray
+    np.testing.assert_array_equal(back["mask"], array)
+    np.testing.assert_array_equal(open_manifest(tmp_path / "a.pth").tensors["mask"].numpy(), array)
+    with pytest.raises(RequestError):
+        torch_zip_writer.write(tmp_path / "a.pth", {"x": torch_zip_writer.Numpy(array.astype(np.float32))})  # type: ignore[arg-type]

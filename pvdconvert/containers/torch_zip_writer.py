@@ -5,6 +5,7 @@ The zip of torch >= 1.6: ``data.pkl`` (protocol 2), ``byteorder``, ``data/0`` ..
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 import zipfile
 from collections import OrderedDict
@@ -25,8 +26,16 @@ _STORAGES = {
 ALIGNMENT = 64
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Numpy:
+    """An array that is written as numpy's own pickle, for programs that expect no tensor there (uint8 only)."""
+
+    array: NDArray[np.uint8]
+
+
 def write(path: Path, value: Any, name: str = "archive") -> None:
-    """Save ``value``: nested dict, OrderedDict (as state_dicts are), list, tuple, None, bool, int, float, str, arrays.
+    """Save ``value``: nested dict, OrderedDict (as state_dicts are), list, tuple, None, bool, int, float, str, arrays
+    (as tensors) and :class:`Numpy`.
 
     Raises RequestError for anything else, OutputError where the disk refuses.
     """
@@ -96,6 +105,8 @@ def _pickle(value: Any, arrays: list[NDArray[Any]]) -> Iterator[bytes]:
         yield b"t"
     elif isinstance(value, np.ndarray) and str(value.dtype) in _STORAGES:
         yield from _tensor(value, arrays)
+    elif isinstance(value, Numpy) and value.array.dtype == np.uint8:
+        yield from _numpy(value.array)
     else:
         what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
         raise RequestError(
@@ -119,3 +130,27 @@ def _tensor(array: NDArray[Any], arrays: list[NDArray[Any]]) -> Iterator[bytes]:
     yield from _pickle(tuple(array.shape), [])
     yield from _pickle(tuple(reversed(strides)), [])
     yield b"\x89ccollections\nOrderedDict\n)RtR"
+
+
+def _numpy(array: NDArray[np.uint8]) -> Iterator[bytes]:
+    """What ``pickle`` makes of a uint8 array: ``_reconstruct`` and the state; bytes as latin-1 text (protocol 2)."""
+    yield b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n"
+    yield from _pickle((0,), [])
+    yield from _bytes(b"b")
+    yield b"tR("
+    yield from _pickle(1, [])
+    yield from _pickle(tuple(array.shape), [])
+    yield b"cnumpy\ndtype\n("
+    for item in ("u1", False, True):
+        yield from _pickle(item, [])
+    yield b"tR"
+    yield from _pickle((3, "|", None, None, None, -1, -1, 0), [])
+    yield b"b\x89"
+    yield from _bytes(array.tobytes())
+    yield b"tb"
+
+
+def _bytes(data: bytes) -> Iterator[bytes]:
+    yield b"c_codecs\nencode\n"
+    yield from _pickle((data.decode("latin-1"), "latin1"), [])
+    yield b"R"
