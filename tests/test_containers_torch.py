@@ -261,4 +261,4 @@ def test_writes_numpy_arrays_where_a_program_wants_them(tmp_path: Path) -> None:
     np.testing.assert_array_equal(back["mask"], array)
     np.testing.assert_array_equal(open_manifest(tmp_path / "a.pth").tensors["mask"].numpy(), array)
     with pytest.raises(RequestError):
-        torch_zip_writer.write(tmp_path / "a.pth", {"x": torch_zip_writer.Numpy(array.astype(np.float32))})  # type: ignore[arg-type]
+        torch_zip_writer.write(tmp_path / "a.pth", {"x": torch_zip_writer.Numpy(array.astype(np.float32))})
