@@ -31,18 +31,18 @@ Array = NDArray[np.float64]
 # --- the paper's formulas once more, in numpy, one point at a time -------------------------------------------------
 
 
-def encode_by_hand(v: Array, octaves: int, include_input: bool, order: str) -> list[float]:
+def encode_by_hand(v: Array, frequencies: list[float], include_input: bool, order: str) -> list[float]:
     if order == "per-coordinate":
         out = []
         for c in v:
             out += [c] if include_input else []
-            for k in range(octaves):
-                out += [math.sin(2**k * c), math.cos(2**k * c)]
+            for f in frequencies:
+                out += [math.sin(f * c), math.cos(f * c)]
         return out
     head = list(v) if include_input else []
     if order == "channel-major":
-        return [*head, *(f(2**k * c) for f in (math.sin, math.cos) for c in v for k in range(octaves))]
-    return [*head, *(f(2**k * c) for k in range(octaves) for f in (math.sin, math.cos) for c in v)]
+        return [*head, *(wave(f * c) for wave in (math.sin, math.cos) for c in v for f in frequencies)]
+    return [*head, *(wave(f * c) for f in frequencies for wave in (math.sin, math.cos) for c in v)]
 
 
 def sh4_by_hand(d: Array) -> list[float]:
@@ -64,12 +64,14 @@ def answer_by_hand(o: NerfOptions, w: Mapping[str, Array], x: Array, d: Array) -
     if o.input == "box":
         low, high = (np.array((o.box or SCENE.box.to_json())[k]) for k in ("min", "max"))
         x = 2 * (x - (low + high) / 2) / max(high - low)
-    encoded = np.array(encode_by_hand(x, o.position_frequencies, o.include_input, o.encoding_order))
+    frequencies = [o.frequency_scale * 2 ** (o.position_step * k) for k in range(o.position_frequencies)]
+    encoded = np.array(encode_by_hand(x, frequencies, o.include_input, o.encoding_order))
     h = encoded
     for i in range(o.depth):
         h = layer(f"trunk.{i}", np.concatenate([encoded, h]) if i - 1 in o.skips else h)
         h = relu(h) if i > 0 or o.first_activation else h
     raw = float(layer("density", h)[0]) + o.density_bias
+    raw = min(max(raw, o.density_clip[0]), o.density_clip[1]) if o.density_clip else raw
     activation = {"relu": max(raw, 0.0), "softplus": math.log1p(math.exp(raw)), "exp": math.exp(raw)}
     if o.bottleneck_width is not None:
         h = layer("bottleneck", h)
@@ -78,7 +80,8 @@ def answer_by_hand(o: NerfOptions, w: Mapping[str, Array], x: Array, d: Array) -
     if o.direction_encoding == "sh":
         view = sh4_by_hand(v)
     elif o.direction_encoding == "frequency":
-        view = encode_by_hand(v, o.direction_frequencies, o.include_input, o.encoding_order)
+        frequencies = [o.frequency_scale * 2 ** (o.direction_step * k) for k in range(o.direction_frequencies)]
+        view = encode_by_hand(v, frequencies, o.include_input, o.encoding_order)
     else:
         view = []
     h = np.concatenate([h, np.array(view)])
@@ -105,6 +108,15 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "two direction layers": {"direction_layers": [16, 12]},
     "no direction layer": {"direction_layers": []},
     "no view dependence": {"direction_encoding": "none", "direction_layers": [], "bottleneck_width": None},
+    "nerfstudio": {
+        "encoding_order": "channel-major",
+        "frequency_scale": 2 * math.pi,
+        "position_step": 8 / 9,
+        "direction_step": 4 / 3,
+        "position_frequencies": 4,
+        "density_activation": "softplus",
+    },
+    "clipped": {"density_activation": "exp", "density_clip": [-0.1, 0.1]},
     "one layer": {"depth": 1, "skips": [], "first_activation": False},
 }
 
@@ -245,6 +257,10 @@ def test_wrong_tensors_are_named(key: str, change: str) -> None:
         ({"include_input": 1}, "include_input"),
         ({"density_activation": "tanh"}, "density_activation"),
         ({"density_bias": float("nan")}, "density_bias"),
+        ({"density_activation": "exp", "density_clip": [7, -2]}, "density_clip"),
+        ({"density_activation": "exp", "density_clip": "high"}, "density_clip"),
+        ({"density_clip": [-2, 7]}, "needs density_activation exp"),
+        ({"position_step": 0}, "position_step"),
         ({"density_scale": 0.0}, "density_scale"),
         ({"coarse": {"input": "box"}}, "coarse"),
         ({"coarse": {"depth": 99}}, "depth"),

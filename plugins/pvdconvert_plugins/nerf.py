@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from pvdconvert.errors import InputError, RequestError
 from pvdconvert.field import RadianceField
 from pvdconvert.kernels.linear import row_chunks
+from pvdconvert.nn.clipped import clipped_exp
 from pvdconvert.nn.mask import Mask
 from pvdconvert.plugin import ArchitectureBase, Budget, Config, Limits, TeacherFacts
 from pvdconvert.render.occupancy import Occupancy
@@ -98,6 +99,8 @@ class NerfField(RadianceField):
                 # The value stays; the gradient is softplus', so that what fell below zero can come back.
                 soft = F.softplus(raw)
                 value = soft + (value - soft).detach()
+        elif o.density_clip is not None:
+            value = clipped_exp(raw, *o.density_clip)
         else:
             value = F.softplus(raw) if o.density_activation == "softplus" else raw.exp()
         return torch.where(latent[:, o.width] > 0, value * o.density_scale, 0.0)

@@ -47,7 +47,7 @@ class Network(nn.Module):
     def hidden(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """The trunk: ``x`` [N, 3] in the network's input space -> [N, width], into ``out`` if given (no gradient)."""
         o = self.options
-        encoded = frequency_encode(x, o.position_frequencies, include_input=o.include_input, order=o.encoding_order)
+        encoded = self._waves(x, o.position_frequencies, o.position_step)
         h = encoded
         for i, layer in enumerate(self.trunk):
             if i - 1 in o.skips:
@@ -67,7 +67,13 @@ class Network(nn.Module):
             d = d * o.direction_length
         if o.direction_encoding == "sh":
             return sh_basis(d, o.direction_bands)
-        return frequency_encode(d, o.direction_frequencies, include_input=o.include_input, order=o.encoding_order)
+        return self._waves(d, o.direction_frequencies, o.direction_step)
+
+    def _waves(self, x: Tensor, count: int, step: float) -> Tensor:
+        o = self.options
+        return frequency_encode(
+            x, count, include_input=o.include_input, order=o.encoding_order, scale=o.frequency_scale, step=step
+        )
 
     def color(self, h: Tensor, d: Tensor) -> Tensor:
         """``h`` [N, width], ``d`` [N, K, 3] -> [N, K, 3].

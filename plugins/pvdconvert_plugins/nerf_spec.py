@@ -48,6 +48,9 @@ class NerfOptions:
     position_frequencies: int = _option(10, "octaves of the position encoding: sin, cos of 2^k x, k below this")
     direction_frequencies: int = _option(4, "octaves of the direction encoding, for direction_encoding=frequency")
     include_input: bool = _option(True, "whether the encodings start with the plain coordinates")
+    frequency_scale: float = _option(1.0, "lowest frequency of both encodings (2 pi in nerfstudio)")
+    position_step: float = _option(1.0, "octaves from one frequency of the position to the next")
+    direction_step: float = _option(1.0, "octaves from one frequency of the direction to the next")
     encoding_order: str = _option(
         "interleaved",
         "column order: interleaved [x, sin f0, cos f0, ...] over xyz, or per-coordinate [x, sin, cos, ...] of x, y, z",
@@ -69,6 +72,9 @@ class NerfOptions:
     density_activation: str = _option("relu", "relu, softplus or exp")
     density_bias: float = _option(0.0, "added before the density activation")
     density_scale: float = _option(1.0, "density per world unit = this times the activated value")
+    density_clip: tuple[float, float] | None = _option(
+        None, "for density_activation=exp: bounds to which the log-density is cut first"
+    )
     color_activation: str = _option("sigmoid", "sigmoid")
     has_coarse: bool = _option(False, "whether the coarse network is kept too; the fine one is the field")
     coarse: Mapping[str, Any] | None = _option(
@@ -95,6 +101,8 @@ class NerfOptions:
                 raise InputError(
                     f"nerf: config 'skips' names layer {layer}; it must be below depth - 1 = {options.depth - 1}"
                 )
+        if options.density_clip is not None and options.density_activation != "exp":
+            raise InputError("nerf: config 'density_clip' needs density_activation exp")
         if options.coarse is not None:
             options.network("coarse")
         return options
@@ -180,6 +188,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "color_activation": ("sigmoid",),
     "input": ("world", "box"),
 }
+FREQUENCY_KEYS = ("frequency_scale", "position_step", "direction_step")
 _RANGES = {
     "depth": (1, 64),
     "width": (1, 4096),
@@ -213,7 +222,12 @@ def _parse(key: str, value: Any) -> Any:
         if not isinstance(value, bool):
             raise InputError(f"nerf: config {key!r} is {value!r}", hint="true or false")
         return value
-    if key in ("direction_length", "density_bias", "density_scale"):
+    if key == "density_clip" and value is not None:
+        two = isinstance(value, Sequence) and [type(v) in (int, float) for v in value] == [True, True]
+        if not two or not -100 <= value[0] < value[1] <= 80:
+            raise InputError(f"nerf: config {key!r} is {value!r}", hint="two rising numbers, such as -2,7")
+        return (float(value[0]), float(value[1]))
+    if key in ("direction_length", "density_bias", "density_scale", *FREQUENCY_KEYS):
         positive = key != "density_bias"
         number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
         if not number or (positive and value <= 0):

@@ -13,8 +13,16 @@ def frequency_width(dim: int, frequencies: int, include_input: bool = True) -> i
     return dim * (2 * frequencies + int(include_input))
 
 
-def frequency_encode(x: Tensor, frequencies: int, *, include_input: bool = True, order: str = "interleaved") -> Tensor:
-    """sin and cos of 2^k x, k < ``frequencies`` (no pi): x [N, D] -> [N, D * (2 * frequencies + include_input)].
+def frequency_encode(
+    x: Tensor,
+    frequencies: int,
+    *,
+    include_input: bool = True,
+    order: str = "interleaved",
+    scale: float = 1.0,
+    step: float = 1.0,
+) -> Tensor:
+    """sin and cos of scale 2^(step k) x, k < ``frequencies``: x [N, D] -> [N, D * (2 * frequencies + include_input)].
 
     ``order`` of the columns, with x, y standing for the D coordinates (layouts section 0.5):
 
@@ -27,7 +35,8 @@ def frequency_encode(x: Tensor, frequencies: int, *, include_input: bool = True,
     if order not in ORDERS:
         raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
     n, dim = x.shape
-    octaves = torch.exp2(torch.arange(frequencies, dtype=x.dtype, device=x.device))
+    octaves = torch.exp2(torch.arange(frequencies, dtype=x.dtype, device=x.device) * step)
+    octaves = octaves if scale == 1.0 else octaves * scale
     if order == "interleaved":
         phase = x[:, None, :] * octaves[:, None]  # [N, F, D]
         waves = torch.stack([phase.sin(), phase.cos()], dim=2).view(n, 2 * frequencies * dim)
