@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pvdconvert.errors import InputError, RequestError
+from pvdconvert.errors import InputError
 from pvdconvert.field import RadianceField
 from pvdconvert.kernels.linear import row_chunks
 from pvdconvert.nn.clipped import clipped_exp
@@ -19,6 +18,7 @@ from pvdconvert.plugin import ArchitectureBase, Budget, Config, Limits, TeacherF
 from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.scene import Box, Scene
 from pvdconvert_plugins.nerf_network import Network
+from pvdconvert_plugins.nerf_plan import THICK, plan
 from pvdconvert_plugins.nerf_spec import NerfOptions
 
 INFERENCE_ROWS = 4096
@@ -50,12 +50,23 @@ class NerfField(RadianceField):
         self.register_buffer("high", torch.tensor(box.max), persistent=False)
         self.register_buffer("center", torch.tensor(box.center), persistent=False)
         self.reach = box.longest / 2
+        # Unit output of the density layer of a student whose layout knows no density_scale.
+        self.unit = (
+            THICK / box.longest if options.density_activation == "relu" and options.density_scale == 1.0 else 1.0
+        )
         self.slopes = _slopes(scene) if options.direction_space == "ndc" else None
         self.feature_width = options.width
+        self.learning = False
         # On a CPU many small steps beat few large ones: 1.3 dB from 4096 to 1024 points in equal time.
         self.batch_points = 1024
         asked = [*self.fine.trunk.parameters(), *self.fine.density.parameters()]
         self.flops_per_point = 2.0 * sum(p.numel() for p in asked)
+
+    def train(self, mode: bool = True) -> NerfField:
+        """Torch's own; a field that nobody put to school answers exactly."""
+        self.learning = mode
+        super().train(mode)
+        return self
 
     def _network(self, name: str) -> Network:
         prefix = f"{name}."
@@ -94,11 +105,8 @@ class NerfField(RadianceField):
         o, head = self.options, self.fine.density
         raw = F.linear(latent[:, : o.width], head.weight, head.bias)[:, 0] + o.density_bias
         if o.density_activation == "relu":
-            value = raw.relu()
-            if self.training and torch.is_grad_enabled():
-                # The value stays; the gradient is softplus', so that what fell below zero can come back.
-                soft = F.softplus(raw)
-                value = soft + (value - soft).detach()
+            # While learning, below zero must differ from dead: a relu that gives 0 never comes back.
+            value = F.softplus(raw, beta=SOFT / self.unit) if self.learning else raw.relu()
         elif o.density_clip is not None:
             value = clipped_exp(raw, *o.density_clip)
         else:
@@ -151,58 +159,15 @@ def ndc_directions(x: Tensor, d: Tensor, slopes: tuple[float, float]) -> Tensor:
     return torch.cat([flat, torch.full_like(flat[..., :1], 2.0)], -1)
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {"depth": 4, "width": 128, "skips": [], "direction_layers": [64]},
-    "balanced": {"depth": 6, "width": 192, "skips": [2], "direction_layers": [96]},
-    "best": {"depth": 8, "width": 256, "skips": [4], "direction_layers": [128]},
-}
-"""Students: sizes by preset; a bottleneck without activation adds nothing to what such a network can be."""
+SOFT = 50.0
+"""A relu student is trained by softplus(b raw) / b with b this over its unit output: off by log(2) / b at most."""
 
 
 class Nerf(ArchitectureBase):
     """See :class:`pvdconvert.plugin.Architecture`."""
 
     def plan(self, facts: TeacherFacts, budget: Budget, limits: Limits, overrides: Mapping[str, Any]) -> Config:
-        for key, value in overrides.items():
-            if key in limits.fixed and limits.fixed[key] != value:
-                raise RequestError(
-                    f"nerf: {key}={value!r} was asked, but the output layout holds only {limits.fixed[key]!r}",
-                    hint="leave out --set, or write the native layout",
-                )
-        names = (
-            list(PRESETS)[list(PRESETS).index(budget.preset) :: -1]
-            if budget.preset in PRESETS
-            else ["balanced", "fast"]
-        )
-        narrow = [{**PRESETS["fast"], "width": w, "direction_layers": [w // 2]} for w in (96, 64, 48, 32, 24, 16)]
-        for preset in [*(PRESETS[name] for name in names), *narrow]:
-            config = self._student(facts, preset, {**limits.fixed, **overrides})
-            if budget.max_mb is None or _megabytes(config, facts) <= budget.max_mb:
-                return config
-        raise RequestError(
-            f"nerf: no network fits --max-mb {budget.max_mb}: the smallest takes {_megabytes(config, facts):.3f} MB",
-            hint="raise --max-mb",
-        )
-
-    def _student(self, facts: TeacherFacts, preset: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
-        box = facts.occupied_box
-        config: Config = {
-            "direction_encoding": "sh",
-            "bottleneck_width": None,
-            # Grows no faster than the weights, unlike exp; unit output is a mean free path of a fortieth of the box.
-            "density_activation": "softplus",
-            "density_scale": 40.0 / box.longest,
-            "input": "box",
-            "box": box.to_json(),
-            **preset,
-            **given,
-        }
-        if "skips" not in given and isinstance(config["depth"], int):
-            config["skips"] = [layer for layer in config["skips"] if layer < config["depth"] - 1]
-        try:
-            return NerfOptions.from_config(config).to_config()
-        except InputError as error:
-            raise RequestError(str(error)) from error
+        return plan(facts, budget, limits, overrides)
 
     def build(self, config: Config, scene: Scene, seed: int) -> NerfField:
         field = NerfField(NerfOptions.from_config({**config, "mask": None}), scene)
@@ -211,6 +176,9 @@ class Nerf(ArchitectureBase):
             with torch.no_grad():
                 if name.endswith(".bias"):
                     p.zero_()
+                elif field.unit != 1.0 and ".density." in name:
+                    bound = field.unit * (3.0 / p.shape[1]) ** 0.5
+                    p.uniform_(-bound, bound, generator=generator)
                 else:
                     # He et al. 2015 before ReLU; the outputs start with unit gain.
                     bound = ((3.0 if ".density." in name or ".rgb." in name else 6.0) / p.shape[1]) ** 0.5
@@ -250,11 +218,8 @@ class Nerf(ArchitectureBase):
         assert isinstance(field, NerfField)
         # Peak rate of Adam for batches of 1024 to 2048 points: 6e-3 at 4 x 128; wider and deeper needs less.
         rate = 6e-3 * (128 / field.options.width) * (4 / field.options.depth) ** 0.5
-        return [{"params": [p for p in field.parameters() if p.requires_grad], "lr": rate, "name": "network"}]
-
-
-def _megabytes(config: Config, facts: TeacherFacts) -> float:
-    """Size on disk: float32 weights and a bit for each cell of the mask."""
-    weights = sum(math.prod(shape) for shape in NerfOptions.from_config(config).shapes().values())
-    cells = math.prod(math.ceil(side / facts.cell) for side in facts.scene.box.size)
-    return (4 * weights + cells / 8 + 4096) / 1e6
+        rest = [p for name, p in field.named_parameters() if p.requires_grad and ".density." not in name]
+        groups: list[dict[str, Any]] = [{"params": rest, "lr": rate, "name": "network"}]
+        head = list(field.fine.density.parameters())
+        # Adam's steps do not know the scale of a weight.
+        return [*groups, {"params": head, "lr": rate * field.unit, "name": "density"}]
