@@ -67,15 +67,17 @@ def read_parts(
 
 
 def take_apart(
-    found: Identified, read: ReadOptions | None = None, registry: registries.Registry | None = None
+    found: Identified,
+    read: ReadOptions | None = None,
+    registry: registries.Registry | None = None,
+    asked: Asked | None = None,
 ) -> Parts:
     """The parts of a recognised file. What the user gave and the format did not look at is noted, or refused.
 
-    Raises InputError (names file and key, or the option that is missing), UsageError (an extra entry that the format
-    does not know).
+    ``asked`` (in place of ``read``) can tell afterwards what the format looked at. Raises InputError (names file and
+    key, or the option that is missing), UsageError (an extra entry that the format does not know).
     """
-    read = read or ReadOptions()
-    asked = Asked.of(read)
+    asked = asked or Asked.of(read or ReadOptions())
     try:
         parts = (registry or registries.default()).format(found.format).read(found.manifest, asked)
     except _SLIPS as error:
@@ -101,10 +103,14 @@ class Asked(ReadOptions):
             self.__dict__.setdefault("_seen", set()).add(name)
         return value
 
+    def looked_at(self) -> set[str]:
+        """Options ("bounds", "config", ...) and keys of ``extra`` that were looked at, given or not."""
+        seen: set[str] = self.__dict__.get("_seen", set())
+        return {*seen, *self.__dict__["extra"].seen}
+
     def unused(self, format_name: str) -> tuple[str, ...]:
         """Notes on options that were given and not looked at. Raises UsageError for such extra entries."""
-        extra, seen = self.extra, self.__dict__.get("_seen", set())
-        assert isinstance(extra, _Keys)
+        extra, seen = self.__dict__["extra"], self.__dict__.get("_seen", set())
         for key in extra.given.keys() - extra.seen:
             near = difflib.get_close_matches(key, extra.seen, 1, 0.5)
             known = f"it looks for {', '.join(sorted(extra.seen))}" if extra.seen else "it looks for none"

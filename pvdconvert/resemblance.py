@@ -125,12 +125,13 @@ def describe(manifest: Manifest) -> str:
         shape = "x".join(map(str, tensors[keys[0]].shape)) or "scalar"
         shown.append(f"{name:.60} {shape}" if len(keys) == 1 else f"{name:.60} ({len(keys)} tensors)")
     what = looks_like(tensors)
-    text = f"a {manifest.kind} file of {len(tensors)} tensors with {total:,} numbers"
+    article = "an" if manifest.kind.startswith("np") else "a"
+    text = f"{article} {manifest.kind} file of {len(tensors)} tensor{'s'[: len(tensors) != 1]} with {total:,} numbers"
     return f"{text}{f' that looks like {what}' if what else ''}: {', '.join(shown)}{', ...' if len(groups) > 5 else ''}"
 
 
 def grouped(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names by their first words: as few words as tell at least three groups apart, where that leaves at most 16."""
+    """Names by their first words: as few words as tell three groups apart, but at most 16, and not every name alone."""
     names = list(names)
     best: dict[str, list[str]] = {}
     for depth in (1, 2, 3):
@@ -138,7 +139,7 @@ def grouped(names: Iterable[str]) -> dict[str, list[str]]:
         for name in names:
             words = name.split(".")
             groups.setdefault(".".join(words[:depth]), []).append(name)
-        if best and len(groups) > MAX_GROUPS:
+        if best and (len(groups) > MAX_GROUPS or (len(groups) == len(names) and len(best) > 1)):
             break
         best = groups
         if len(groups) >= 3:
@@ -172,7 +173,7 @@ def looks_like(tensors: Mapping[str, LazyTensor]) -> str:
         return "a recurrent network"
     if having(r"sdf|deviation_network|variance_network"):
         return "a signed-distance field"
-    return _field_like(shapes)
+    return _field_like([t.shape for t in tensors.values() if "float" in t.dtype])
 
 
 def _field_like(shapes: list[tuple[int, ...]]) -> str:
@@ -181,7 +182,7 @@ def _field_like(shapes: list[tuple[int, ...]]) -> str:
         return "a dense voxel grid"
     if sum(len(s) == 4 and s[0] == 1 and min(s[2:]) > 16 for s in shapes) >= 3:
         return "a field of feature planes"
-    if any(len(s) == 2 and s[1] in (1, 2, 4, 8) and s[0] > 4096 for s in shapes):
+    if any(len(s) == 2 and s[1] in (2, 4, 8) and s[0] >= 8192 for s in shapes):
         return "a field with a table of features, as hash grids have"
     matrices = [s for s in shapes if len(s) == 2 and min(s) > 0]
     if len(matrices) >= 2 and all(len(s) <= 2 for s in shapes):

@@ -239,10 +239,10 @@ def test_inspect_says_what_is_in_the_file(teacher: Path, capsys: pytest.CaptureF
     assert document["candidates"][0]["format"] == "pvdconvert"
     assert run(["inspect", str(teacher)]) == 0
     text = capsys.readouterr().out
-    assert "(-1.5, -1.5, -1.5) .. (1.5, 1.5, 1.5)\n" in text
-    assert "near          2  (assumed)" in text
-    assert "background    (0, 0.5, 1)" in text
-    assert "assumed       order" in text
+    assert "(-1.5, -1.5, -1.5) .. (1.5, 1.5, 1.5), sides (3, 3, 3) world units\n" in text
+    assert "near         2  (assumed)" in text
+    assert "background   (0, 0.5, 1)" in text
+    assert "order            the program's default" in text
     assert "note  guessed" in text
 
 

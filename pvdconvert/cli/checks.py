@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 from pvdconvert.cli import complete
 from pvdconvert.cli.output import warn
-from pvdconvert.errors import InputError, OutputError, PluginError, UnknownError, UsageError
+from pvdconvert.errors import InputError, OutputError, PluginError, RequestError, UnknownError, UnsafeError, UsageError
 
 if TYPE_CHECKING:
     from pvdconvert.cameras import Camera
     from pvdconvert.identify import Identified
     from pvdconvert.plugin import FormatSpec, Parts, ReadOptions
     from pvdconvert.registry import Registry
+
+REFUSALS = (InputError, UnknownError, UnsafeError, RequestError)
+"""What a file is refused with, as opposed to what is wrong with the command line or the installation."""
 
 
 def source(path: Path) -> Path:

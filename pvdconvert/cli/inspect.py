@@ -6,15 +6,30 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from pvdconvert.cli import checks, options
-from pvdconvert.cli.output import block, emit, number, say, size, style, table
+from pvdconvert.cli.inspect_text import show
+from pvdconvert.cli.output import emit, warn
 
 if TYPE_CHECKING:
-    from pvdconvert.identify import Identified
+    from pvdconvert.containers import Manifest
+    from pvdconvert.errors import PvdError
+    from pvdconvert.identify import Examined
+    from pvdconvert.loading import Asked
     from pvdconvert.plugin import LazyTensor, Parts
     from pvdconvert.registry import Registry
 
-_BYTES = {"bool": 1, "bfloat16": 2}
+_STEPS = ("epoch", "global_step", "step", "iteration", "iter", "training_step", "trainer_step")
+_SUPPLY = {
+    "box": "--bounds X0,Y0,Z0,X1,Y1,Z1",
+    "background": "--background white|black|R,G,B",
+    "near": "--near DISTANCE",
+    "far": "--far DISTANCE",
+    "ray_space": "--extra width=PIXELS --extra height=PIXELS --extra focal=PIXELS",
+}
+_OPTION = {"box": "bounds", "ray_space": "focal"}
+"""Entries of a scene whose option has another name."""
 
 
 @options.expanded
@@ -25,128 +40,126 @@ def command(
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Show what FILE is, and its scene.
+    """Show what FILE is: program, architecture, sizes, scene, and what it does not say.
 
-    Program, architecture, sizes, box, background, cameras, and which formats were considered and why.
-    Entries marked "assumed" are defaults of the source program that the file does not hold.
+    Every format that was considered is listed with its score and the reason. What the file does not hold is listed
+    with the value that is assumed, and the option that supplies another. A file that no format reads is shown as far
+    as it can be, and the exit code is that of the refusal. -v adds the configuration and every tensor.
     """
+    from pvdconvert.identify import examine
+    from pvdconvert.loading import Asked, take_apart
     from pvdconvert.registry import default
 
     read = reading.options()
     registry = default()
-    found, parts = checks.readable(registry, file, reading.from_, read)
-    document = describe(registry, str(file), found, parts)
-    if json:
-        emit(document)
-    else:
+    if reading.from_ is not None:
+        checks.format_name(registry, reading.from_, "--from")
+    seen = examine(checks.source(file), reading.from_, registry)
+    asked, parts, error = Asked.of(read), None, seen.error
+    if seen.found is not None:
+        try:
+            parts = take_apart(seen.found, None, registry, asked)
+        except checks.REFUSALS as refused:
+            error = refused
+    document = describe(registry, str(file), seen, parts, asked, error)
+    if not json:
         show(document, verbose=verbose)
+        if error is not None:
+            raise error
+        return
+    emit(document)
+    if error is not None:
+        warn(f"error: {error}")
+        raise typer.Exit(error.exit_code)
 
 
-def describe(registry: Registry, path: str, found: Identified, parts: Parts) -> dict[str, Any]:
-    """The ``--json`` document."""
-    spec = registry.formats()[found.format].spec
-    total = [_nbytes(t) for t in parts.tensors.values()]
+def describe(
+    registry: Registry, path: str, seen: Examined, parts: Parts | None, asked: Asked, error: PvdError | None
+) -> dict[str, Any]:
+    """The ``--json`` document. Without ``parts``, "error" says why, and the tensors are those of the container."""
+    from pvdconvert.resemblance import looks_like
+
+    manifest, found = seen.manifest, seen.found
+    spec = None if found is None else registry.formats()[found.format].spec
+    architecture = None if parts is None else registry.architectures().get(parts.architecture)
+    tensors = manifest.tensors if parts is None else parts.tensors
     return {
         "schema": "pvdconvert/inspect/1",
         "path": path,
-        "format": found.format,
-        "program": spec.program or spec.title,
-        "architecture": parts.architecture,
-        "config": parts.config,
-        "parts": _parts(parts.tensors),
-        "parameters": sum(math.prod(t.shape) for t in parts.tensors.values()),
-        "bytes": sum(total),
-        "scene": {**parts.scene.to_json(), "backdrop": list(parts.scene.backdrop)},
-        "notes": list(parts.notes),
-        "provenance": parts.provenance,
-        "candidates": [{"format": c.format, "score": c.score, "reason": c.reason} for c in found.candidates],
-        "forced": found.match is None,
+        "container": manifest.kind,
+        "file_bytes": manifest.size,
+        "format": None if found is None else found.format,
+        "program": None if spec is None else spec.program or spec.title,
+        "versions": "" if spec is None else spec.versions,
+        "looks_like": "" if found is not None else looks_like(tensors),
+        "architecture": None if parts is None else parts.architecture,
+        "architecture_title": "" if architecture is None else architecture.spec.title,
+        "config": {} if parts is None else parts.config,
+        "training": _training(manifest, parts),
+        "parts": _parts(tensors),
+        "parameters": sum(math.prod(t.shape) for t in tensors.values()),
+        "bytes": sum(_nbytes(t) for t in tensors.values()),
+        "scene": None if parts is None else {**parts.scene.to_json(), "backdrop": list(parts.scene.backdrop)},
+        "missing": [] if parts is None else _missing(parts, asked),
+        "notes": [] if parts is None else list(parts.notes),
+        "provenance": {} if parts is None else parts.provenance,
+        "candidates": [{"format": c.format, "score": c.score, "reason": c.reason} for c in seen.candidates],
+        "forced": found is not None and found.match is None,
+        "children": [{"path": str(c.path), "container": c.kind, "bytes": c.size} for c in manifest.children],
+        "problems": [{"path": name, "error": str(problem)} for name, problem in manifest.problems],
         "tensors": [
-            {"name": name, "shape": list(t.shape), "dtype": t.dtype, "bytes": _nbytes(t)}
-            for name, t in parts.tensors.items()
+            {"name": name, "shape": list(t.shape), "dtype": t.dtype, "bytes": _nbytes(t)} for name, t in tensors.items()
         ],
+        "error": None if error is None else str(error),
+        "exit_code": 0 if error is None else error.exit_code,
     }
 
 
+def _training(manifest: Manifest, parts: Parts | None) -> dict[str, int]:
+    """How long the source was trained, by its own words: of the format, else of the file's top level."""
+    said = {} if parts is None else parts.provenance
+    for source in (said, manifest.meta):
+        steps = {k: source[k] for k in _STEPS if type(source.get(k)) is int}
+        if any(steps.values()):
+            return steps
+    return {}
+
+
+def _missing(parts: Parts, asked: Asked) -> list[dict[str, Any]]:
+    """What the file does not hold: the value that stands in for it, and the option that supplies another."""
+    scene, looked = parts.scene.to_json(), asked.looked_at()
+    rows = []
+    for name in parts.scene.assumed:
+        option = _OPTION.get(name, name)
+        supply = _SUPPLY.get(name, f"--extra {name}=VALUE") if option in looked else ""
+        if not supply and "config" in looked:
+            supply = "--config FILE"
+        value = scene.get(name, parts.config.get(name))
+        rows.append({"name": name, "value": value, "supply": supply})
+    if parts.scene.background is None and "background" not in parts.scene.assumed:
+        supply = _SUPPLY["background"] if "background" in looked else ""
+        rows.append({"name": "background", "value": list(parts.scene.backdrop), "supply": supply})
+    return rows
+
+
 def _parts(tensors: Mapping[str, LazyTensor]) -> list[dict[str, Any]]:
-    """Tensors summed by the first word of their names: the parts that a reader of the file thinks in."""
-    sums: dict[str, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
-        part = name.split(".")[0]
-        row = sums.setdefault(part, {"name": part, "tensors": 0, "parameters": 0, "bytes": 0, "dtypes": []})
-        row["tensors"] += 1
-        row["parameters"] += math.prod(tensor.shape)
-        row["bytes"] += _nbytes(tensor)
-        if tensor.dtype not in row["dtypes"]:
-            row["dtypes"].append(tensor.dtype)
-    return list(sums.values())
+    """Tensors summed by the first words of their names: the parts that a reader of the file thinks in."""
+    from pvdconvert.resemblance import grouped
+
+    return [
+        {
+            "name": name,
+            "tensors": len(keys),
+            "parameters": sum(math.prod(tensors[k].shape) for k in keys),
+            "bytes": sum(_nbytes(tensors[k]) for k in keys),
+            "dtypes": list(dict.fromkeys(tensors[k].dtype for k in keys)),
+            "shape": list(tensors[keys[0]].shape) if len(keys) == 1 else None,
+        }
+        for name, keys in grouped(tensors).items()
+    ]
 
 
 def _nbytes(tensor: LazyTensor) -> int:
-    width = _BYTES.get(tensor.dtype)
-    if width is None:
-        import numpy as np
+    from pvdconvert.containers.values import ITEM_SIZE
 
-        width = np.dtype(tensor.dtype).itemsize
-    return math.prod(tensor.shape) * width
-
-
-def show(d: Mapping[str, Any], *, verbose: bool) -> None:
-    """The document for people."""
-    scene, assumed = d["scene"], set(d["scene"]["assumed"])
-
-    def entry(key: str, text: str | None) -> tuple[str, str | None]:
-        return key.replace("_", " "), text if text is None or key not in assumed else f"{text}  (assumed)"
-
-    ray = scene["ray_space"]
-    warp = ", ".join(f"{k} {number(ray[k])}" for k in ("width", "height", "focal", "near") if ray.get(k) is not None)
-    box = scene["box"]
-    rows = [
-        ("file", d["path"]),
-        ("format", f"{d['format']}: {d['program']}"),
-        ("architecture", d["architecture"]),
-        ("size", f"{d['parameters']:,} numbers, {size(d['bytes'])}"),
-        entry("box", f"{_vector(box['min'])} .. {_vector(box['max'])}"),
-        entry("contraction", scene["contraction"]),
-        entry("background", _vector(scene["background"]) if scene["background"] else "not said, white is used"),
-        entry("color_space", scene["color_space"]),
-        entry("near", None if scene["near"] is None else number(scene["near"])),
-        entry("far", None if scene["far"] is None else number(scene["far"])),
-        entry("step", None if scene["step"] is None else number(scene["step"])),
-        entry("ray_space", ray["kind"] + (f" ({warp})" if warp else "")),
-        entry("cameras", str(len(scene["cameras"])) if scene["cameras"] else "none in the file"),
-    ]
-    named = {"box", "contraction", "background", "color_space", "near", "far", "step", "ray_space", "cameras"}
-    others = ", ".join(sorted(assumed - named))
-    for line in block([*rows, ("assumed", others or None)]):
-        say(line)
-    say()
-    cells = [
-        [p["name"], p["tensors"], f"{p['parameters']:,}", size(p["bytes"]), " ".join(p["dtypes"])] for p in d["parts"]
-    ]
-    for line in table(["part", "tensors", "numbers", "size", "type"], cells, right=(1, 2, 3)):
-        say(line)
-    if verbose:
-        _section("configuration", [[k, v] for k, v in d["config"].items()], ["key", "value"])
-        _section(
-            "tensors", [[t["name"], "x".join(map(str, t["shape"])) or "scalar", t["dtype"]] for t in d["tensors"]],
-            ["name", "shape", "type"],
-        )  # fmt: skip
-    fits = [c for c in d["candidates"] if verbose or c["score"] > 0 or c["reason"]]
-    cells = [[c["format"], f"{c['score']:.2f}", c["reason"] or "does not fit"] for c in fits]
-    _section("candidates", cells, ["format", "score", "reason"])
-    if d["notes"]:
-        say()
-    for text in d["notes"]:
-        say(f"{style('note', 'yellow')}  {text}")
-
-
-def _section(title: str, rows: list[list[Any]], headers: list[str]) -> None:
-    if rows:
-        say()
-        for line in table([title, *headers[1:]], rows):
-            say(line)
-
-
-def _vector(values: list[float]) -> str:
-    return "(" + ", ".join(number(v) for v in values) + ")"
+    return math.prod(tensor.shape) * ITEM_SIZE[tensor.dtype]

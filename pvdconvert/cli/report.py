@@ -89,6 +89,11 @@ def _config(values: Mapping[str, Any], verbose: bool) -> str | None:
     return " ".join(f"{k}={_short(v)}" for k, v in values.items() if v is not None and (verbose or _plain(v))) or None
 
 
+def brief(values: Mapping[str, Any]) -> str | None:
+    """A configuration in a line: what is long, nested or not set is left out."""
+    return _config(values, False)
+
+
 def _stages(stages: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [
         [
