@@ -320,7 +320,7 @@ def test_plans_that_cannot_be(
     [
         ({"depth": 3}, "'depth'"),
         ({"index_rule": "other"}, "index_rule"),
-        ({"interpolation": "nearest"}, "interpolation"),
+        ({"interpolation": "cubic"}, "interpolation"),
         ({"color_input": "geo"}, "color_input"),
         ({"density_activation": "relu"}, "density_activation"),
         ({"color_activation": "none"}, "color_activation"),
@@ -409,3 +409,24 @@ def test_clipped_densities_keep_a_gradient() -> None:
     y.sum().backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None
     np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-6)
+
+
+def test_constants_are_the_last_inputs_of_the_color_net() -> None:
+    """Columns of the constants act as a bias: the same as moving them, weighted, past the first layer."""
+    field = small(color_constants=[1.0, -0.5], color_layers=0)
+    weight = field.color_net.layers[0].weight.detach()
+    x, d = torch.rand(5, 3) - 0.5, torch.nn.functional.normalize(torch.randn(5, 2, 3), dim=-1)
+    latent = field.encode(x)
+    inputs = torch.cat([sh_basis(d, 4), latent[:, None, 1:-1].expand(5, 2, -1)], -1)
+    assert weight.shape[1] == inputs.shape[-1] + 2
+    raw = inputs @ weight[:, :-2].T + weight[:, -2] - 0.5 * weight[:, -1]
+    torch.testing.assert_close(field.color(latent, d), torch.sigmoid(raw))
+
+
+def test_half_precision_on_disk_is_a_choice() -> None:
+    field = small(dtype="float16")
+    config, tensors = Ngp().save(field)
+    assert {t.dtype for k, t in tensors.items()} == {torch.float16}
+    again = Ngp().save(Ngp().load(config, tensors, SCENE))[1]
+    assert all(torch.equal(tensors[k], again[k]) for k in tensors)
+    assert {t.dtype for t in Ngp().save(small())[1].values()} == {torch.float32}

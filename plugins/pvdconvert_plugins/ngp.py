@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pvdconvert.errors import InputError, RequestError, UsageError
+from pvdconvert.errors import InputError
 from pvdconvert.field import RadianceField
-from pvdconvert.kernels.hashgrid_spec import HashGridSpec, growth
+from pvdconvert.kernels.hashgrid_spec import HashGridSpec
+from pvdconvert.nn.cascades import mask_from_parts
 from pvdconvert.nn.clipped import clipped_exp
 from pvdconvert.nn.hashgrid import HashGrid
-from pvdconvert.nn.mask import Mask
 from pvdconvert.nn.mlp import MLP
 from pvdconvert.nn.sh import sh_basis
 from pvdconvert.plugin import ArchitectureBase, Budget, Config, Limits, TeacherFacts
 from pvdconvert.scene import Box, Scene
+from pvdconvert_plugins.ngp_plan import grid_spec, plan
 from pvdconvert_plugins.ngp_spec import MAX_LOG_DENSITY, NgpOptions, parse
-
-# preset -> log2_table, finest cells per occupancy cell
-_PRESETS = {"fast": (16, 4.0), "balanced": (18, 8.0), "best": (19, 16.0)}
-_SMALLEST_TABLE = 8
 
 
 class _TruncatedExp(torch.autograd.Function):
@@ -56,6 +52,7 @@ class NgpField(RadianceField):
         width = 1 + options.geo_features
         color_hidden = options.color_hidden or options.hidden
         color_in = options.sh_bands**2 + (width if options.color_input == "h+sh" else options.geo_features)
+        color_in += len(options.color_constants or ())
         self.encoder = HashGrid(spec, generator=generator)
         self.sigma_net = MLP(
             [spec.width, *[options.hidden] * options.density_layers, width], bias=options.bias, generator=generator
@@ -93,6 +90,8 @@ class NgpField(RadianceField):
             parts = [latent[:, None, :-1].expand(n, k, -1), sh]
         else:
             parts = [sh, latent[:, None, 1:-1].expand(n, k, -1)]
+        if self.options.color_constants:
+            parts.append(sh.new_tensor(self.options.color_constants).expand(n, k, -1))
         raw: Tensor = self.color_net(torch.cat(parts, dim=-1))
         if self.options.color_activation == "exp":
             return torch.exp(raw.clamp(-10.0, 10.0))
@@ -109,67 +108,17 @@ class NgpField(RadianceField):
         return latent[:, :-1]
 
 
-def _spec(options: NgpOptions) -> HashGridSpec:
-    o = options
-    try:
-        return HashGridSpec.make(
-            o.levels,
-            o.features,
-            o.log2_table,
-            o.base_resolution,
-            o.per_level_scale,
-            o.index_rule,
-            o.offsets,
-            o.interpolation,
-        )
-    except ValueError as error:
-        raise InputError(f"ngp: {error}") from error
-
-
 class Ngp(ArchitectureBase):
     """The plugin."""
 
     def plan(self, facts: TeacherFacts, budget: Budget, limits: Limits, overrides: Mapping[str, Any]) -> Config:
-        """Table and finest resolution by preset; the pseudo-key ``finest_resolution`` sets per_level_scale."""
-        fixed = dict(limits.fixed)
-        for key in fixed.keys() & overrides.keys():
-            if fixed[key] != overrides[key]:
-                raise RequestError(
-                    f"ngp: {key}={overrides[key]} was asked, but the target layout only holds {fixed[key]}",
-                    hint=f"leave out --set {key}, or write the native format",
-                )
-        wanted = {**limits.defaults, **fixed, **overrides}
-        preset = budget.preset if budget.preset in _PRESETS else "balanced"
-        if budget.seconds is not None and budget.seconds < 100:
-            preset = "fast"
-        log2_table, per_cell = _PRESETS[preset]
-        box = facts.occupied_box
-        finest, per_unit = wanted.pop("finest_resolution", None), wanted.pop("finest_per_unit", None)
-        if finest is None and per_unit is not None and "per_level_scale" not in wanted:
-            finest = float(per_unit) * facts.scene.box.longest
-        if finest is not None and "per_level_scale" in wanted:
-            raise RequestError("ngp: finest_resolution and per_level_scale exclude each other", hint="set one of them")
-        config: Config = {**dataclasses.asdict(NgpOptions()), "box": [list(box.min), list(box.max)]}
-        config["log2_table"] = log2_table
-        config.update(wanted)
-        if "per_level_scale" not in wanted:
-            cells = box.longest / facts.cell
-            finest = float(finest) if finest is not None else min(max(cells * per_cell, 128.0), 4096.0)
-            config["per_level_scale"] = growth(
-                int(config["levels"]), int(config["base_resolution"]), finest, str(config["index_rule"])
-            )
-        try:
-            _spec(parse(config))
-        except InputError as error:
-            raise UsageError(str(error), hint="check --set") from error
-        _fit(config, budget, facts, fixed_table="log2_table" in wanted)
-        return config
+        return plan(facts, budget, limits, overrides)
 
     def build(self, config: Config, scene: Scene, seed: int) -> NgpField:
         options = parse({**config, "mask": None})
         if scene.contraction != "none":
             raise InputError(f"ngp: a scene with contraction {scene.contraction!r} does not fit this architecture")
-        spec = _spec(options)
+        spec = grid_spec(options)
         if options.index_rule == "torch-ngp":
             # Said explicitly: they come from a float64 power that another machine may round differently.
             options = dataclasses.replace(options, offsets=list(spec.offsets))
@@ -182,7 +131,7 @@ class Ngp(ArchitectureBase):
         if mask is not None:
             if "mask.bits" not in given:
                 raise InputError("ngp: tensor 'mask.bits' is missing")
-            field.mask = Mask.from_parts(mask, given.pop("mask.bits"))
+            field.mask = mask_from_parts(mask, given.pop("mask.bits"))
         wanted = _weights(field)
         for key, parameter in wanted.items():
             if key not in given:
@@ -201,7 +150,8 @@ class Ngp(ArchitectureBase):
     def save(self, field: RadianceField) -> tuple[Config, dict[str, Tensor]]:
         assert isinstance(field, NgpField)
         config: Config = dataclasses.asdict(field.options)
-        tensors = {key: parameter.detach().clone() for key, parameter in _weights(field).items()}
+        dtype = torch.float16 if field.options.dtype == "float16" else torch.float32
+        tensors = {key: parameter.detach().to(dtype, copy=True) for key, parameter in _weights(field).items()}
         if field.mask is not None:
             config["mask"] = field.mask.to_config()
             tensors["mask.bits"] = field.mask.bits
@@ -237,29 +187,3 @@ def _box(options: NgpOptions, scene: Scene) -> Box:
         return Box((a, b, c), (d, e, f))
     except (TypeError, ValueError) as error:
         raise InputError(f"ngp: 'box' is {options.box!r}, expected [[x, y, z], [x, y, z]]") from error
-
-
-def _megabytes(config: Config, facts: TeacherFacts) -> float:
-    """Size of the weights and the mask on disk, 10^6 bytes."""
-    options = parse({**config, "mask": None})
-    spec = _spec(options)
-    field_nets = (
-        spec.width * options.hidden
-        + options.hidden**2 * max(0, options.density_layers - 1)
-        + options.hidden * (1 + options.geo_features)
-        + (options.color_hidden or options.hidden) * (options.sh_bands**2 + 1 + options.geo_features + 3)
-        + (options.color_hidden or options.hidden) ** 2 * max(0, options.color_layers - 1)
-    )
-    cells = math.prod(side / facts.cell + 1 for side in facts.scene.box.size)
-    return (4.0 * (spec.entries * spec.features + field_nets) + cells / 8) / 1e6
-
-
-def _fit(config: Config, budget: Budget, facts: TeacherFacts, *, fixed_table: bool) -> None:
-    """Shrink the table, in place, until the file stays below ``budget.max_mb``."""
-    while budget.max_mb is not None and (size := _megabytes(config, facts)) > budget.max_mb:
-        if fixed_table or config["log2_table"] <= _SMALLEST_TABLE:
-            raise RequestError(
-                f"ngp: {size:.2f} MB is the smallest that these settings allow, --max-mb {budget.max_mb:g} was asked",
-                hint="raise --max-mb, or lower --set levels, hidden or log2_table",
-            )
-        config["log2_table"] -= 1

@@ -25,11 +25,13 @@ MAX_LOG_DENSITY = 30.0
 
 _CHOICES = {
     "index_rule": ("tcnn", "torch-ngp", "nerfstudio"),
-    "interpolation": ("linear", "smoothstep"),
+    "grid_type": (None, "hash", "dense", "tiled"),
+    "interpolation": ("linear", "smoothstep", "nearest"),
     "color_input": ("sh+geo", "h+sh"),
     "view_input": ("unit", "half"),
     "density_activation": ("exp",),
     "color_activation": ("sigmoid", "exp"),
+    "dtype": (None, "float16"),
 }
 
 
@@ -52,8 +54,11 @@ class NgpOptions:
         "torch-ngp",
         "torch-ngp | tcnn | nerfstudio: whose entries and strides. Students take torch-ngp, which its files can hold",
     )
+    grid_type: str | None = _option(
+        None, "None = hash; of index_rule tcnn also dense (not capped) and tiled (at most base_resolution^3 entries)"
+    )
     offsets: Sequence[int] | None = _option(None, "first row of each level and the end, as stored; None = by rule")
-    interpolation: str = _option("linear", "linear | smoothstep, between the corners of a cell")
+    interpolation: str = _option("linear", "linear | smoothstep between the corners of a cell, or nearest")
     hidden: int = _option(64, "width of the hidden layers of the density MLP")
     density_layers: int = _option(1, "hidden layers of the density MLP")
     geo_features: int = _option(15, "outputs of the density MLP beside the log-density")
@@ -62,6 +67,9 @@ class NgpOptions:
     sh_bands: int = _option(4, "bands of the view direction's spherical harmonics: 4 are 16 numbers")
     color_input: str = _option(
         "sh+geo", "sh+geo: direction, then geo features (torch-ngp); h+sh: all density outputs first (instant-ngp)"
+    )
+    color_constants: Sequence[float] | None = _option(
+        None, "numbers appended to the colour MLP's input: tiny-cuda-nn's padding ones, an image's latent code"
     )
     view_input: str = _option(
         "unit", "unit: harmonics of d; half: nerfstudio's torch harmonics, of (d + 1) / 2 and without odd signs"
@@ -72,7 +80,10 @@ class NgpOptions:
     color_activation: str = _option("sigmoid", "sigmoid | exp (HDR; its input is clamped to -10..10)")
     density_scale: float = _option(1.0, "multiplies density: converts the source's length unit to the scene's")
     box: Sequence[Sequence[float]] | None = _option(None, "[[min], [max]] of the grid, world; None = the scene's box")
-    mask: Mapping[str, Any] | None = _option(None, "shape, origin, cell: where it may be non-empty (mask.bits)")
+    mask: Mapping[str, Any] | None = _option(
+        None, "shape, origin, cell (or center, halves: nested cubes): where it may be non-empty (mask.bits)"
+    )
+    dtype: str | None = _option(None, "of the weights on disk: None = float32, or float16")
 
 
 def parse(config: Mapping[str, Any]) -> NgpOptions:
@@ -94,6 +105,11 @@ def parse(config: Mapping[str, Any]) -> NgpOptions:
         for key in ("offsets", "color_hidden"):
             if values.get(key) is not None:
                 values[key] = [int(v) for v in values[key]] if key == "offsets" else int(values[key])
+        if (constants := values.get("color_constants")) is not None:
+            key = "color_constants"
+            values[key] = [float(v) for v in constants]
+            if len(values[key]) > 256 or not all(math.isfinite(v) for v in values[key]):
+                raise ValueError
         if (clip := values.get("density_clip")) is not None:
             key, bounds = "density_clip", [float(v) for v in clip]
             values[key] = bounds
@@ -111,5 +127,7 @@ def parse(config: Mapping[str, Any]) -> NgpOptions:
         raise InputError(f"ngp: density_scale = {values['density_scale']} is not positive")
     for key, choices in _CHOICES.items():
         if values.get(key, choices[0]) not in choices:
-            raise InputError(f"ngp: {key} = {values[key]!r} is not supported", hint=f"one of {', '.join(choices)}")
+            raise InputError(
+                f"ngp: {key} = {values[key]!r} is not supported", hint=f"one of {', '.join(map(str, choices))}"
+            )
     return NgpOptions(**values)

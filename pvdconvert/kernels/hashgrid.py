@@ -47,6 +47,8 @@ def hash_encode_torch(x01: Tensor, table: Tensor, spec: HashGridSpec) -> Tensor:
         f = pos - cell
         if spec.interpolation == "smoothstep":
             f = f * f * (3 - 2 * f)
+        elif spec.interpolation == "nearest":
+            f = torch.zeros_like(f)
         corner = cell.long()
         near = (1 - f).unbind(-1)
         far = f.unbind(-1)

@@ -25,6 +25,8 @@ _ZERO, _ONE, _TWO, _THREE = np.float32(0), np.float32(1), np.float32(2), np.floa
 _I1 = np.uint32(1)
 # How the row of a corner is found: see _kind.
 _DENSE, _WRAPPED, _POWER, _HASHED = 0, 1, 2, 3
+_LINEAR, _SMOOTHSTEP, _NEAREST = 0, 1, 2
+_MODES = {"linear": _LINEAR, "smoothstep": _SMOOTHSTEP, "nearest": _NEAREST}
 # Neither nnan nor ninf: positions may be NaN, and must then be found outside.
 _FAST = {"contract", "nsz", "arcp"}
 
@@ -45,7 +47,9 @@ def _corners(x, begin, count, rows, weights, scale, stride, entries, kind, low, 
         c = (c if ok else _ZERO) * scale + shift
         fa, fb, fc = np.floor(a), np.floor(b), np.floor(c)
         u, v, w = a - fa, b - fb, c - fc
-        if smooth:
+        if smooth == _NEAREST:
+            u, v, w = _ZERO, _ZERO, _ZERO
+        elif smooth == _SMOOTHSTEP:
             u, v, w = u * u * (_THREE - _TWO * u), v * v * (_THREE - _TWO * v), w * w * (_THREE - _TWO * w)
         x0, y0, z0 = np.uint32(np.int32(fa)), np.uint32(np.int32(fb)), np.uint32(np.int32(fc))
         x1 = np.uint32(x0 + _I1)
@@ -162,11 +166,11 @@ def _kind(level: Level, spec: HashGridSpec) -> int:
 
 
 @functools.lru_cache(maxsize=16)
-def _arrays(spec: HashGridSpec) -> tuple[Any, Any, np.float32, np.float32, bool, np.float32]:
+def _arrays(spec: HashGridSpec) -> tuple[Any, Any, np.float32, np.float32, int, np.float32]:
     scales = np.array([level.scale for level in spec.levels], dtype=np.float32)
     ints = np.array([(v.stride, v.entries, v.offset, _kind(v, spec)) for v in spec.levels], dtype=np.int64)
     low, high = spec.domain
-    return scales, ints, np.float32(low), np.float32(high), spec.interpolation == "smoothstep", np.float32(spec.shift)
+    return scales, ints, np.float32(low), np.float32(high), _MODES[spec.interpolation], np.float32(spec.shift)
 
 
 def _threads() -> int:

@@ -13,6 +13,9 @@ outside        wraps, modulo the entries               features are 0
 
 with, in float32, ``scale = exp2(l log2(b)) base - 1``, ``res = ceil(scale) + 1`` and ``pos = x01 scale + 0.5`` in both.
 
+tiny-cuda-nn's other types (section 1.3) never hash: ``dense`` levels are not capped by 2^T, ``tiled`` ones have at most
+``base^3`` entries, and their indices wrap.
+
 ``nerfstudio`` (its torch implementation, layouts section 7.1): every level is hashed into ``2^T`` entries, ``scale =
 floor(base b^l)`` in float32, ``pos = x01 scale``; looked up in the open box only.
 """
@@ -23,12 +26,13 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 
 IndexRule = Literal["tcnn", "torch-ngp", "nerfstudio"]
-Interpolation = Literal["linear", "smoothstep"]
+Interpolation = Literal["linear", "smoothstep", "nearest"]
+GRID_TYPES = ("hash", "dense", "tiled")
 INDEX_RULES: tuple[str, ...] = get_args(IndexRule)
 INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
 
@@ -37,6 +41,7 @@ PRIMES = (1, 2654435761, 805459861)
 
 MAX_LEVELS, MAX_FEATURES, MAX_LOG2_TABLE = 64, 32, 30
 MAX_RESOLUTION = 1 << 22
+_MAX_STRIDE = 1625
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,6 +88,7 @@ class HashGridSpec:
         index_rule: str,
         offsets: Sequence[int] | None = None,
         interpolation: str = "linear",
+        grid_type: str = "hash",
     ) -> HashGridSpec:
         """Lay out ``levels`` levels.
 
@@ -92,12 +98,16 @@ class HashGridSpec:
         offsets          ``levels + 1`` first rows as stored in a torch-ngp file: they win over the computed ones
                          (files from before 2022-06-06 are not rounded to multiples of 8)
 
+        grid_type        "hash"; by the rule tcnn also "dense" or "tiled"
+
         Raises ValueError for values that no grid can have.
         """
         if index_rule not in INDEX_RULES:
             raise ValueError(f"index_rule {index_rule!r} is none of {', '.join(INDEX_RULES)}")
         if interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation {interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
+        if grid_type not in GRID_TYPES or (grid_type != "hash" and index_rule != "tcnn"):
+            raise ValueError(f"grid_type {grid_type!r} is none of the rule {index_rule}")
         for name, value, low, high in (
             ("levels", levels, 1, MAX_LEVELS),
             ("features", features, 1, MAX_FEATURES),
@@ -115,7 +125,7 @@ class HashGridSpec:
             return cls._nerfstudio(levels, features, log2_table, base, per_level_scale, offsets, interpolation)
         if offsets is None:
             sizes = [
-                _tcnn_entries(resolutions[level], log2_table)
+                _tcnn_entries(resolutions[level], log2_table, base, grid_type)
                 if tcnn
                 else _torch_ngp_entries(level, base, per_level_scale, log2_table)
                 for level in range(levels)
@@ -130,11 +140,10 @@ class HashGridSpec:
         rows = []
         for scale, resolution, entries, first in zip(scales, resolutions, sizes, firsts):
             stride = resolution if tcnn else resolution + 1
-            hashed = _tcnn_hashed(stride, entries) if tcnn else _torch_ngp_hashed(stride, entries)
+            hashed = _tcnn_hashed(stride, entries, grid_type) if tcnn else _torch_ngp_hashed(stride, entries)
             rows.append(Level(scale, resolution, stride, entries, first, hashed))
         rule: IndexRule = "tcnn" if tcnn else "torch-ngp"
-        mode: Interpolation = "smoothstep" if interpolation == "smoothstep" else "linear"
-        return cls(tuple(rows), features, rule, mode)
+        return cls(tuple(rows), features, rule, cast("Interpolation", interpolation))
 
     @classmethod
     def _nerfstudio(
@@ -155,7 +164,7 @@ class HashGridSpec:
             power = np.float32(np.power(np.float64(np.float32(per_level_scale)), level))
             scale = math.floor(np.float32(power * np.float32(base)))
             rows.append(Level(float(scale), scale + 1, scale + 1, entries, level * entries, True))
-        return cls(tuple(rows), features, "nerfstudio", "smoothstep" if interpolation == "smoothstep" else "linear")
+        return cls(tuple(rows), features, "nerfstudio", cast("Interpolation", interpolation))
 
     @property
     def shift(self) -> float:
@@ -213,13 +222,19 @@ def _ceil8(value: int) -> int:
     return (value + 7) // 8 * 8
 
 
-def _tcnn_entries(resolution: int, log2_table: int) -> int:
-    return min(_ceil8(min(resolution**3, 0xFFFFFFFF // 2)), 1 << log2_table)
+def _tcnn_entries(resolution: int, log2_table: int, base: int, grid_type: str) -> int:
+    cells = _ceil8(min(resolution**3, 0xFFFFFFFF // 2))
+    entries = cells if grid_type == "dense" else min(cells, 1 << log2_table if grid_type == "hash" else base**3)
+    if entries > 1 << MAX_LOG2_TABLE:
+        raise ValueError(f"a {grid_type} level of resolution {resolution} would hold {entries} entries")
+    return entries
 
 
-def _tcnn_hashed(stride: int, entries: int) -> bool:
+def _tcnn_hashed(stride: int, entries: int, grid_type: str) -> bool:
     # A cube that does not fit 32 bits counts as infinite.
-    return stride > 1625 or entries < stride**3
+    if grid_type != "hash" and stride > _MAX_STRIDE:
+        raise ValueError(f"a {grid_type} level of resolution {stride} does not fit 32 bits")
+    return grid_type == "hash" and (stride > _MAX_STRIDE or entries < stride**3)
 
 
 def _torch_ngp_entries(level: int, base: int, per_level_scale: float, log2_table: int) -> int:
