@@ -34,6 +34,8 @@ CLEAR, OPAQUE = 1e-3, 15.0
 """Projected densities lie between these optical thicknesses of a voxel."""
 FLOPS = 5e10
 LEVELS = 3
+SAMPLES = 4
+"""Samples a vertex that projections use, of those that there are."""
 HEAD_SAMPLES = 1 << 17
 RIDGE = 1e-3
 
@@ -159,7 +161,7 @@ class Dvgo(ArchitectureBase):
         keep = v.inside(x).nonzero().squeeze(1)
         if not len(keep) or f.options.channels < 3:
             return f"{how}; colour not projected"
-        keep = keep[order(v.coordinates(x[keep]), v.grid)]
+        keep = _thinned(keep[order(v.coordinates(x[keep]), v.grid)], len(v.vertices))
         x, d, rgb, weight = x[keep], d[keep], rgb[keep], weight[keep]
         bands = 2 if f.options.channels >= 12 else 1
         iterations = _affordable(len(x), len(v.vertices), 3 * bands**2, 0.3 * seconds, LEVELS + 2)
@@ -187,7 +189,7 @@ def _project_density(f: DvgoField, store: Store, levels: list[Level], seconds: f
 
     x, sigma = torch.cat([store.x, store.free_x]), torch.cat([store.sigma, store.free_sigma])
     keep = v.inside(x).nonzero().squeeze(1)
-    keep = keep[order(v.coordinates(x[keep]), v.grid)]
+    keep = _thinned(keep[order(v.coordinates(x[keep]), v.grid)], len(v.vertices))
     xg, target = v.coordinates(x[keep]), raw(sigma[keep])
     iterations = _affordable(len(keep), len(v.vertices), 1, 0.1 * seconds, LEVELS)
     ones = torch.ones_like(target)
@@ -224,6 +226,11 @@ def _solve_last_layer(f: DvgoField, x: Tensor, d: Tensor, rgb: Tensor, weight: T
     solution = torch.linalg.solve(normal, a.t() @ (w * (torch.logit(inner) - given))).float()
     last.weight.data.copy_(solution[:-1].t())
     last.bias.data.copy_(solution[-1])
+
+
+def _thinned(ordered: Tensor, vertices: int) -> Tensor:
+    """Every n-th of samples in the order of the lattice: enough for each vertex."""
+    return ordered[:: -(-len(ordered) // max(1 << 16, SAMPLES * vertices))] if len(ordered) else ordered
 
 
 def _affordable(samples: int, vertices: int, width: int, seconds: float, passes: int) -> int:
