@@ -414,7 +414,7 @@ def test_clipped_densities_keep_a_gradient() -> None:
 def test_constants_are_the_last_inputs_of_the_color_net() -> None:
     """Columns of the constants act as a bias: the same as moving them, weighted, past the first layer."""
     field = small(color_constants=[1.0, -0.5], color_layers=0)
-    weight = field.color_net.layers[0].weight.detach()
+    weight = field.color_net.layers[0].weight.detach()  # type: ignore[operator]
     x, d = torch.rand(5, 3) - 0.5, torch.nn.functional.normalize(torch.randn(5, 2, 3), dim=-1)
     latent = field.encode(x)
     inputs = torch.cat([sh_basis(d, 4), latent[:, None, 1:-1].expand(5, 2, -1)], -1)
