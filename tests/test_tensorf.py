@@ -43,6 +43,7 @@ VARIANTS: list[Config] = [
     {"shading": "sh", "color_features": 12},
     {"shading": "rgb", "color_features": 3, "color_activation": "none"},
     {"pos_pe": 3, "fea_pe": 0},
+    {"view_encoding": "sh", "fea_pe": 0, "mlp_bias": False, "density_activation": "exp", "density_clip": [-0.2, 0.1]},
     {"wave_scale": 6.2831853, "wave_step": 2.0, "density_clip": [-0.5, 1.5], "feature_clip": [-0.2, 0.3]},
     {"box": {"min": [-0.7, -0.8, -0.5], "max": [0.6, 0.9, 0.8]}, "padding": "zero", "density_activation": "exp"},
 ]
@@ -98,7 +99,7 @@ def textbook(config: Config, t: dict[str, Tensor], x: Tensor, d: Tensor) -> tupl
     else:
         h = torch.cat([app, d, *waves(app, o.fea_pe), *waves(u, o.pos_pe), *waves(d, o.view_pe)], -1)
     for j in range(o.mlp_layers):
-        h = F.linear(h, w[f"renderModule.mlp.{2 * j}.weight"], w[f"renderModule.mlp.{2 * j}.bias"])
+        h = F.linear(h, w[f"renderModule.mlp.{2 * j}.weight"], w.get(f"renderModule.mlp.{2 * j}.bias"))
         h = F.relu(h) if j < o.mlp_layers - 1 else h.sigmoid()
     return sigma, h
 

@@ -231,7 +231,8 @@ def _linear(field: TensorialField) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {"basis_mat.weight": field.basis.layers[0].get_parameter("weight")}
     for j, layer in enumerate([] if field.head is None else field.head.layers):
         out[f"renderModule.mlp.{2 * j}.weight"] = layer.get_parameter("weight")
-        out[f"renderModule.mlp.{2 * j}.bias"] = layer.get_parameter("bias")
+        if layer.bias is not None:
+            out[f"renderModule.mlp.{2 * j}.bias"] = layer.get_parameter("bias")
     return out
 
 

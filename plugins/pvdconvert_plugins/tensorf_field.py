@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from pvdconvert.errors import InputError
 from pvdconvert.field import RadianceField
 from pvdconvert.kernels.linear import linear
+from pvdconvert.nn.clipped import clipped_exp
 from pvdconvert.nn.frequency import frequency_encode
 from pvdconvert.nn.mlp import MLP
 from pvdconvert.nn.planes import VectorMatrix, truncated_exp
@@ -85,7 +86,7 @@ class TensorialField(RadianceField):
         self.head: MLP | None = None
         if options.shading == "mlp":
             widths = [options.head_input, *[options.mlp_width] * (options.mlp_layers - 1), 3]
-            self.head = MLP(widths, bias=True, generator=generator)
+            self.head = MLP(widths, bias=options.mlp_bias, generator=generator)
         self.feature_width = 1 + features
 
     def encode(self, x: Tensor) -> Tensor:
@@ -133,7 +134,12 @@ class TensorialField(RadianceField):
         """Density per world unit from sums of components."""
         o = self.options
         if o.density_clip is not None:
-            raw = raw.clamp(*o.density_clip)
+            low, high = o.density_clip
+            if o.density_activation == "exp":
+                return o.density_scale * clipped_exp(
+                    raw + o.density_shift, low + o.density_shift, high + o.density_shift
+                )
+            raw = raw.clamp(low, high)
         if o.density_activation == "exp":
             return o.density_scale * truncated_exp(raw + o.density_shift)
         if o.density_activation == "relu":

@@ -51,6 +51,7 @@ class TensorialOptions:
         "sigmoid", "for shading=sh and rgb: sigmoid, relu (for sh of the harmonics + 0.5, as TensoRF) or none"
     )
     fea_pe: int = _option(2, "octaves of the encoded colour features, for shading=mlp")
+    mlp_bias: bool = _option(True, "whether the colour network has biases")
     pos_pe: int = _option(0, "octaves of the encoded position in the box, from -1 to 1, for shading=mlp")
     view_encoding: str = _option("frequency", "frequency (with the plain direction), or sh, for shading=mlp")
     view_pe: int = _option(2, "octaves of the direction encoding, for view_encoding=frequency")
@@ -94,7 +95,7 @@ class TensorialOptions:
         if self.shading != "mlp":
             return 0
         widths = [self.head_input, *[self.mlp_width] * (self.mlp_layers - 1), 3]
-        return sum((a + 1) * b for a, b in itertools.pairwise(widths))
+        return sum((a + self.mlp_bias) * b for a, b in itertools.pairwise(widths))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -113,8 +114,8 @@ class TensorfOptions(TensorialOptions):
                                     view_encoding = sh [features, harmonics(d), waves(features), waves(position)];
                                     waves are channel-major: all sines, then all cosines (layouts 0.5, FE-C)
 
-    and, with ``mask``, ``mask.bits`` (uint8, see :mod:`pvdconvert.nn.mask`); with ``alpha_mask``, ``alphaMask.mask``:
-    the uint8 bytes of TensoRF's file, volume axes z, y, x, big-endian bits.
+    the biases with ``mlp_bias``; and, with ``mask``, ``mask.bits`` (uint8, see :mod:`pvdconvert.nn.mask`); with
+    ``alpha_mask``, ``alphaMask.mask``: the uint8 bytes of TensoRF's file, volume axes z, y, x, big-endian bits.
     """
 
     density_ranks: tuple[int, int, int] = _option((16, 16, 16), "components of each mode for density")
@@ -197,6 +198,8 @@ def _typed(name: str, key: str, value: Any, default: Any) -> Any:
             if len(value) != 2 or bounds[0] >= bounds[1]:
                 raise ValueError
             return bounds
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise ValueError
         if isinstance(default, float):
             return _finite(value)
     except (TypeError, ValueError, LookupError):
