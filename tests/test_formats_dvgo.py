@@ -51,7 +51,7 @@ def make(
     state.update(bounds)
     kwargs: dict[str, Any] = {
         "xyz_min": LOW.astype(np.float32), "xyz_max": HIGH.astype(np.float32), "num_voxels": 210,
-        "num_voxels_base": BASE, "alpha_init": 1e-2, "voxel_size_ratio": torch.tensor(1.1), 
+        "num_voxels_base": BASE, "alpha_init": 1e-2, "voxel_size_ratio": torch.tensor(1.1),
         "mask_cache_path": "logs/coarse_last.tar",
         "mask_cache_thres": 1e-3, "fast_color_thres": 1e-4, "rgbnet_dim": channels if fine else 0,
         "rgbnet_direct": direct, "rgbnet_full_implicit": False, "rgbnet_depth": depth, "rgbnet_width": 16,
@@ -274,8 +274,7 @@ def test_background_and_step_come_from_the_runs_config(tmp_path: Path) -> None:
 
 def test_settings_are_read_as_data() -> None:
     text = (
-        "a = dict(b=160**3, c=[1, -2.5, 'x', None], d={'e': (True,)})\n"
-    text += "f = open('x')\ng = 2**10**10\nh = dict(a, b=1)"
+        "a = dict(b=160**3, c=[1, -2.5, 'x', None], d={'e': (True,)})\nf = open('x')\ng = 2**10**10\nh = dict(a, b=1)"
     )
     assert assignments(text, "here") == {"a": {"b": 4096000, "c": [1, -2.5, "x", None], "d": {"e": [True]}}}
     with pytest.raises(InputError, match="here: cannot be read as Python"):
