@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pvdconvert.containers import Manifest
     from pvdconvert.distill.store import Store
     from pvdconvert.field import RadianceField, Stage
+    from pvdconvert.render.occupancy import Occupancy
 
 API_VERSION = 1
 PLUGIN_GROUP = "pvdconvert.plugins"
@@ -192,6 +193,7 @@ class TeacherFacts:
     occupied_box    tight box of occupied space, world units
     occupied_cells  occupied cells of the occupancy grid; ``cell`` is their side, world units
     surface_cells   those of them that some camera sees
+    occupancy       where these are, if known: the very cells that the student will be restricted to
     """
 
     scene: Scene
@@ -201,6 +203,7 @@ class TeacherFacts:
     cell: float
     architecture: str | None = None
     config: Mapping[str, Any] | None = None
+    occupancy: Occupancy | None = None
 
 
 @runtime_checkable

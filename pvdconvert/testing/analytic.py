@@ -73,4 +73,4 @@ class AnalyticScene(RadianceField):
         """What a planner is told about this scene."""
         occupancy = self.occupancy() if occupancy is None else occupancy
         surface = max(1, occupancy.count // 2)
-        return TeacherFacts(self.scene, occupancy.box, occupancy.count, surface, occupancy.cell)
+        return TeacherFacts(self.scene, occupancy.box, occupancy.count, surface, occupancy.cell, occupancy=occupancy)
