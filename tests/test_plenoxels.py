@@ -18,6 +18,7 @@ from pvdconvert.distill.store import Store
 from pvdconvert.errors import InputError, RequestError
 from pvdconvert.field import FunctionField
 from pvdconvert.nn.sh import sh_basis
+from pvdconvert.nn.voxels import SparseVoxels, count_touched
 from pvdconvert.plugin import Budget, Limits, TeacherFacts, option_help
 from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.scene import Box, Scene
@@ -47,7 +48,7 @@ def shell(cells: int, thickness: float = 1.5) -> Occupancy:
 
 
 def facts(occupancy: Occupancy) -> TeacherFacts:
-    return TeacherFacts(SCENE, occupancy.box, occupancy.count, occupancy.count, occupancy.cell)
+    return TeacherFacts(SCENE, occupancy.box, occupancy.count, occupancy.count, occupancy.cell, occupancy=occupancy)
 
 
 def test_answers_follow_the_definition() -> None:
@@ -261,14 +262,49 @@ def test_overrides_win_and_limits_hold() -> None:
     assert P.plan(f, Budget(), Limits(), {"shape": (9, 9, 5)})["shape"] == [9, 9, 5]
 
 
-def test_size_estimate_is_near() -> None:
+def written_mb(config: dict[str, Any], occupancy: Occupancy) -> float:
+    field = P.build(config, SCENE, 0)
+    field.restrict(occupancy)
+    return sum(t.numel() * t.element_size() for t in P.save(field)[1].values()) / 1e6
+
+
+def test_the_size_is_counted_where_the_cells_are_known() -> None:
+    """Lattices finer and coarser than the cells; without the cells an estimate that is rather too high."""
     occupancy = shell(32)
-    for resolution in (24, 60):
-        config = P.plan(facts(occupancy), Budget(), Limits(), {"resolution": resolution})
-        field = P.build(config, SCENE, 0)
-        field.restrict(occupancy)
-        written = sum(t.numel() * t.element_size() for t in P.save(field)[1].values()) / 1e6
-        assert 0.6 < estimate_mb(config, facts(occupancy)) / written < 2.5
+    for resolution in (12, 24, 60, 130):
+        config = P.plan(facts(occupancy), Budget(), Limits(), {"resolution": resolution, "bands": 1})
+        size = written_mb(config, occupancy)
+        assert estimate_mb(config, facts(occupancy)) == pytest.approx(size + 0.01)
+        blind = dataclasses.replace(facts(occupancy), occupancy=None)
+        assert 0.8 < estimate_mb(config, blind) / size < 3
+
+
+@pytest.mark.parametrize("megabytes", [1.0, 3.0, 10.0])
+def test_a_size_that_is_asked_for_is_used(megabytes: float) -> None:
+    occupancy = shell(32)
+    config = P.plan(facts(occupancy), Budget("best", max_mb=megabytes), Limits(), {})
+    assert 0.85 * megabytes < written_mb(config, occupancy) <= megabytes
+
+
+def test_counting_touches_what_restricting_allocates() -> None:
+    """Any lattice, any cells, shifted and partly outside."""
+    for seed in range(20):
+        g = torch.Generator().manual_seed(seed)
+        shape = tuple(int(v) for v in torch.randint(2, 40, (3,), generator=g))
+        box = Box((-0.7, -1.0, -0.9), (1.0, 0.8, 1.1))
+        grid = (torch.rand(7, 9, 8, generator=g) < 0.2).to(torch.uint8)
+        origin, cell = torch.rand(3, generator=g) - 1.5, 0.05 + 0.4 * float(torch.rand(1, generator=g))
+        voxels = SparseVoxels(box, (shape[0], shape[1], shape[2]), 1)
+        low = origin + grid.nonzero() * cell
+        expected = len(voxels.touching(low, low + cell))
+        assert abs(count_touched(box, voxels.shape, origin, cell, grid) - expected) <= 1e-3 * expected
+
+
+def test_a_short_budget_makes_a_smaller_student() -> None:
+    occupancy = shell(64)
+    sizes = [P.plan(facts(occupancy), Budget("best", s), Limits(), {})["resolution"] for s in (5.0, 20.0, 1e6)]
+    assert sizes[0] < sizes[1] < sizes[2] == 384
+    assert P.plan(facts(occupancy), Budget("best", 5.0), Limits(), {"resolution": 300})["resolution"] == 300
 
 
 def test_every_option_is_explained() -> None:

@@ -38,6 +38,24 @@ def trunc_exp(x: Tensor) -> Tensor:
     return out
 
 
+class _LiveRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.relu(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return torch.where((x > 0) | (g < 0), g, 0.0)
+
+
+def live_relu(x: Tensor) -> Tensor:
+    """max(x, 0), whose gradient below 0 stays alive where it would raise x: a density that fell to 0 can come back."""
+    out: Tensor = _LiveRelu.apply(x)  # type: ignore[no-untyped-call]
+    return out
+
+
 def lattice_shape(box: Box, resolution: int) -> Shape:
     """Vertices along x, y, z: ``resolution`` along the longest side of ``box``, cells as near to cubes as whole counts
     allow; the outer vertices lie on the faces of the box."""
@@ -86,6 +104,37 @@ def cover(low: Tensor, high: Tensor, shape: Shape, side: int = BRICK) -> Tensor:
     base = unravel(ids[brick], (tops[0], tops[1], tops[2])) * side
     inner = unravel(where - brick * side**3, (side, side, side))
     return unravel(lexicographic(base + inner, shape).sort().values, shape)
+
+
+def count_touched(box: Box, shape: Shape, origin: Tensor, cell: float, grid: Tensor) -> int:
+    """How many vertices of a lattice ``shape`` over ``box`` the occupied cells touch (:meth:`SparseVoxels.touching`).
+
+    The cells are cubes of side ``cell`` from ``origin`` [3]; ``grid`` [a, b, c] is non-zero where one is occupied.
+    Nothing is allocated: vertices that see the same range of cells along an axis are counted together.
+    """
+    held, weights = grid != 0, []
+    for axis in range(3):
+        low = float(origin[axis]) + cell * torch.arange(grid.shape[axis], dtype=torch.float64, device=grid.device)
+        a, b = _reach(low, low + cell, box.min[axis], (shape[axis] - 1) / box.size[axis])
+        keep = ((b > 0) & (a < shape[axis] - 1)).nonzero().squeeze(1)
+        if not len(keep):
+            return 0
+        x = torch.arange(shape[axis], device=grid.device)
+        first = torch.searchsorted(b, x).clamp_min(int(keep[0]))
+        last = (torch.searchsorted(a, x, right=True) - 1).clamp_max(int(keep[-1]))
+        ranges, count = torch.unique(torch.stack([first, last + 1])[:, last >= first], dim=1, return_counts=True)
+        weights.append(count)
+        total = torch.nn.functional.pad(torch.cumsum(held.movedim(axis, 0), 0, dtype=torch.int32), (0, 0, 0, 0, 1, 0))
+        held = (total[ranges[1]] > total[ranges[0]]).movedim(0, axis)
+    x, y, z = weights
+    return int((((held * z).sum(2) * y).sum(1) * x).sum())
+
+
+def _reach(low: Tensor, high: Tensor, origin: float, per_unit: float) -> tuple[Tensor, Tensor]:
+    """First and last vertex along an axis of the lattice cells that share length with ``low[i] .. high[i]``."""
+    slack = 1e-3  # of a cell: lattices that coincide stay apart by rounding only
+    a = torch.floor((low.double() - origin) * per_unit + slack).long()
+    return a, torch.ceil((high.double() - origin) * per_unit - slack).long()
 
 
 def _steps(low: Tensor, high: Tensor) -> Any:
@@ -178,11 +227,11 @@ class SparseVoxels(nn.Module):
 
     def touching(self, low: Tensor, high: Tensor) -> Tensor:
         """Sorted vertices of every cell that shares volume with a world box ``low[i] .. high[i]`` ([M, 3] each)."""
-        slack = 1e-3  # of a cell: lattices that coincide stay apart by rounding only
-        origin, per_unit = self.origin.double(), self.per_unit.double()
         last = torch.tensor(self.shape, device=low.device) - 1
-        a = torch.floor((low.double() - origin) * per_unit + slack).long()
-        b = torch.ceil((high.double() - origin) * per_unit - slack).long()
+        pairs = [
+            _reach(low[:, k], high[:, k], self.box.min[k], (self.shape[k] - 1) / self.box.size[k]) for k in range(3)
+        ]
+        a, b = torch.stack([p for p, _ in pairs], -1), torch.stack([q for _, q in pairs], -1)
         keep = ((b > 0) & (a < last)).all(-1)
         return cover(a[keep].clamp_min(0), torch.minimum(b[keep], last), self.shape)
 
