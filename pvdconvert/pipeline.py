@@ -202,6 +202,7 @@ class _Run:
             cell=cells.cell,
             architecture=loaded.architecture,
             config=loaded.parts.config,
+            occupancy=cells,
         )
         config = state.config if state else self.architecture.plan(facts, s.as_budget(), self.limits, s.sets)
         report.plan = {
