@@ -31,6 +31,7 @@ from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.report import Report, StageReport
 from pvdconvert.scene import Box, Scene
 from pvdconvert.settings import BEST_CYCLE, BEST_GAIN, Settings, parse_sets
+from pvdconvert.transcode import obstacle, refused, transcode
 from pvdconvert.writing import check_target, write_checked
 
 __all__ = ["Loaded", "Prepared", "convert", "open_field", "prepare"]
@@ -63,6 +64,8 @@ def convert(
     force: bool = False,
     resume: bool = False,
     validate: bool = True,
+    exact: bool = False,
+    numbers: str = "same",
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
     registry: registries.Registry | None = None,
@@ -76,12 +79,16 @@ def convert(
     steps     a report's ``replay``: run exactly these steps, whatever the clock says
     min_psnr  dB by ``fidelity/1``; below it nothing is written and QualityError is raised
     resume    go on from ``OUT.resume/`` that an interrupted run left
+    exact     refuse, with RequestError, whatever would have to be trained
+    numbers   of a transcoded file: "same" as in the source, or "float32"
     stop      asked after every step; true interrupts the run in a resumable state
 
     Returns the report. Raises the errors of :mod:`pvdconvert.errors`.
     """
     run = _Run(
-        Settings(to, preset, budget, max_mb, parse_sets(sets or {}), seed, device, as_, min_psnr, steps),
+        Settings(
+            to, preset, budget, max_mb, parse_sets(sets or {}), seed, device, as_, min_psnr, steps, exact, numbers
+        ),
         Path(out) if out is not None else None,
         progress or Silent(),
         registry or registries.default(),
@@ -154,8 +161,15 @@ class _Run:
             "sha256": loaded.sha256,
             "reason": next((c.reason for c in loaded.candidates if c.format == loaded.format), ""),
         }
-        if loaded.architecture == s.to and not s.sets and s.max_mb is None and not self._limits_change(loaded):
-            return self._transcode(loaded)
+        why = obstacle(loaded.parts, s.to, s.sets, s.max_mb, self.registry)
+        if not why:
+            try:
+                return self._transcode(loaded)
+            except RequestError as error:
+                why = str(error)
+                report.notes.append(f"laying the weights out anew is not enough: {error}")
+        if s.exact:
+            raise refused(loaded.path or "the source", why)
         prepared = prepare(
             loaded.field,
             loaded.scene,
@@ -167,16 +181,19 @@ class _Run:
         report.notes.append(f"occupancy: {prepared.check}")
         return self._distil(loaded, prepared, dry_run, resume, validate)
 
-    def _limits_change(self, loaded: Loaded) -> bool:
-        return any(loaded.parts.config.get(k) != v for k, v in self.limits.fixed.items())
-
     # -- the same architecture: only the layout changes --------------------------------------------------------------
 
     def _transcode(self, loaded: Loaded) -> Report:
-        self.report.plan = {"kind": "transcode", "config": dict(loaded.parts.config)}
-        self.report.stages.append(StageReport("transcode", note="same architecture: re-laid out, nothing trained"))
-        if not self.report.dry_run:
-            self._write(loaded.field, loaded.scene, loaded)
+        """Raises RequestError where the layout cannot hold the field exactly."""
+        r, out = self.report, None if self.report.dry_run else self.out
+        config, tensors = self.architecture.save(loaded.field)
+        size = transcode(
+            loaded.parts, config, tensors, out, self.layout, self.registry, r.source, self.settings.numbers
+        )
+        r.plan = {"kind": "transcode", "config": dict(config)}
+        r.stages.append(StageReport("transcode", note="same architecture: re-laid out, nothing trained"))
+        r.target = {"architecture": self.settings.to, "format": self.layout, "config": config, "bytes": size}
+        r.target |= {} if out is None else {"path": str(out)}
         return self._finish()
 
     # -- distillation ------------------------------------------------------------------------------------------------
@@ -328,18 +345,9 @@ class _Run:
         if self.out is None:
             raise Interrupted(where, hint="without an output file there is nothing to resume")
         reports = [r for r in self.report.stages if r.name != "labels"] + distiller.reports
-        resuming.save(
-            resuming.folder(self.out),
-            self.settings,
-            loaded.sha256,
-            config,
-            distiller,
-            self.architecture,
-            batches,
-            reports,
-            self.elapsed(),
-        )
-        raise Interrupted(where, hint=f"the same command with --resume goes on from {resuming.folder(self.out)}")
+        folder, request = resuming.folder(self.out), (self.settings, loaded.sha256, config)
+        resuming.save(folder, *request, distiller, self.architecture, batches, reports, self.elapsed())
+        raise Interrupted(where, hint=f"the same command with --resume goes on from {folder}")
 
     def _mask_factor(self, prepared: Prepared) -> int:
         """How much finer than our occupancy a student's mask is: twice, or what the target layout holds."""

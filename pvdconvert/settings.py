@@ -37,6 +37,8 @@ class Settings:
     layout: str | None = None
     min_psnr: float | None = None
     steps: str | None = None
+    exact: bool = False
+    numbers: str = "same"
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pvdconvert.errors import OutputError, PvdError
+from pvdconvert.errors import OutputError, PvdError, RequestError
 from pvdconvert.plugin import Parts, ReadOptions
 from pvdconvert.registry import Registry
 
@@ -43,10 +45,16 @@ def temporary_beside(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_checked(parts: Parts, path: Path, format_name: str, registry: Registry) -> int:
+def plain(value: Any) -> Any:
+    """``value`` as JSON has it: tuples are lists."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def write_checked(parts: Parts, path: Path, format_name: str, registry: Registry, same: Sequence[str] = ()) -> int:
     """Write ``parts`` in a layout, read them back, compare bit for bit, and only then rename. Returns the bytes.
 
-    Raises OutputError where the disk refuses or what was read back differs; nothing is left behind.
+    ``same`` names configuration keys that must read back as they are. Raises OutputError where the disk refuses or
+    what was read back differs, RequestError where one of ``same`` does; nothing is left behind.
     """
     code = registry.format(format_name)
     try:
@@ -55,7 +63,13 @@ def write_checked(parts: Parts, path: Path, format_name: str, registry: Registry
             with open(temporary, "rb+") as handle:
                 os.fsync(handle.fileno())
             size = temporary.stat().st_size
-            _compare(parts, temporary, path, format_name, registry)
+            back = _compare(parts, temporary, path, format_name, registry)
+            for key in same:
+                if plain(back.config.get(key)) != plain(parts.config.get(key)):
+                    raise RequestError(
+                        f"{path}: {format_name}: a field of {key} = {parts.config.get(key)!r:.60} would read back as "
+                        f"{back.config.get(key)!r:.60}"
+                    )
             mask = os.umask(0)
             os.umask(mask)
             temporary.chmod(0o666 & ~mask)
@@ -65,7 +79,7 @@ def write_checked(parts: Parts, path: Path, format_name: str, registry: Registry
     return size
 
 
-def _compare(parts: Parts, temporary: Path, path: Path, format_name: str, registry: Registry) -> None:
+def _compare(parts: Parts, temporary: Path, path: Path, format_name: str, registry: Registry) -> Parts:
     from pvdconvert.containers import open_manifest
 
     try:
@@ -81,3 +95,4 @@ def _compare(parts: Parts, temporary: Path, path: Path, format_name: str, regist
         theirs = back.tensors[name].numpy()
         if theirs.shape != ours.shape or not np.array_equal(theirs, ours):
             raise OutputError(f"{path}: tensor {name!r} reads back differently", hint="is the disk sound?")
+    return back

@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "looking": {"distill", "field", "metrics", "prepare", "render"},
     "loading": {"field", "identify", "plugin", "registry", "scene"},
     "writing": {"containers", "plugin", "registry"},
+    "transcode": {"plugin", "registry", "writing"},
     "pipeline": {"*"},
     "testing": {"*"},
     "cli": {"*", "cli"},

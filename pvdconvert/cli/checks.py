@@ -39,8 +39,11 @@ def source(path: Path) -> Path:
     return path
 
 
-def target(registry: Registry, name: str | None, layout: str | None) -> tuple[str, FormatSpec]:
-    """The architecture's name and the output layout's spec, checked against each other."""
+def target(registry: Registry, name: str | None, layout: str | None, out: Path | None) -> tuple[str, FormatSpec]:
+    """The architecture's name and the output layout's spec, checked against each other.
+
+    ``layout`` is what ``--as`` names; without it the suffix of ``out`` picks one, and without that our own is taken.
+    """
     known = sorted(registry.architectures())
     if not name:
         raise UsageError("--to is missing", hint=f"say what to convert to: --to {'|'.join(known)}")
@@ -50,15 +53,42 @@ def target(registry: Registry, name: str | None, layout: str | None) -> tuple[st
         example = f"--to {'ARCHITECTURE' if '*' in holds else holds[0]} --as {name}"
         raise UnknownError(f"--to {name}: that is a file layout, not an architecture", hint=f"type {example}")
     registry.options(name)  # raises UnknownError or PluginError, and imports no torch
-    spec = formats[format_name(registry, layout or registry.native(), "--as")].spec
+    if layout is None:
+        return name, formats[_of_suffix(registry, name, out)].spec
+    spec = formats[format_name(registry, layout, "--as")].spec
     if not spec.can_write:
         writers = sorted(n for n, e in formats.items() if e.spec.can_write)
         raise UsageError(f"--as {spec.name}: that layout can only be read", hint=f"written: {', '.join(writers)}")
-    if "*" not in spec.architectures and name not in spec.architectures:
+    if not _holds(spec, name):
         raise UsageError(
             f"--as {spec.name}: that layout cannot hold {name}", hint=f"it holds {', '.join(spec.architectures)}"
         )
     return name, spec
+
+
+def _holds(spec: FormatSpec, architecture: str) -> bool:
+    return bool({"*", architecture} & set(spec.architectures))
+
+
+def _of_suffix(registry: Registry, architecture: str, out: Path | None) -> str:
+    """The layout that the suffix of ``out`` stands for; our own where it stands for none. Raises UsageError."""
+    suffix, native = "" if out is None else out.suffix.lower(), registry.native()
+    specs = [e.spec for e in registry.formats().values() if suffix and suffix in e.spec.suffixes]
+    fits = sorted(s.name for s in specs if s.can_write and _holds(s, architecture))
+    if not specs or native in fits:
+        return native
+    if len(fits) > 1:
+        raise UsageError(
+            f"-o {out}: {suffix} is written by {' and by '.join(fits)}", hint=f"add --as {' or --as '.join(fits)}"
+        )
+    if not fits:
+        able = sorted(s.name for s in specs if s.can_write)
+        why = f"{' and '.join(able)} cannot hold {architecture}" if able else "those layouts can only be read"
+        raise UsageError(
+            f"-o {out}: {suffix} is the suffix of {', '.join(sorted(s.name for s in specs))}, and {why}",
+            hint=f"-o {out.with_suffix('.safetensors') if out else ''}, or --as NAME",
+        )
+    return fits[0]
 
 
 def format_name(registry: Registry, name: str, option: str) -> str:

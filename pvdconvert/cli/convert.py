@@ -28,7 +28,7 @@ def command(
             metavar="ARCHITECTURE",
             show_default=False,
             autocompletion=complete.architectures,
-            help="Required: what to convert to. pvdconvert formats lists them.",
+            help="Required, but with --exact: what to convert to. pvdconvert formats lists them.",
         ),
     ] = None,
     out: Annotated[
@@ -41,7 +41,7 @@ def command(
             "--as",
             metavar="FORMAT",
             autocompletion=complete.formats,
-            help="The output's layout. Default: pvdconvert's own .safetensors.",
+            help="The output's layout. Default: that of -o's suffix, else pvdconvert's own .safetensors.",
         ),
     ] = None,
     preset: Annotated[
@@ -66,6 +66,17 @@ def command(
     ] = None,
     cameras: options.Cameras = None,
     reading: options.Reading,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Only lay the same weights out anew; refuse whatever would be trained.")
+    ] = False,
+    numbers: Annotated[
+        str,
+        typer.Option(
+            "--dtype",
+            metavar="same|float32",
+            help="How weights that are only laid out anew are stored: as in the source, or as float32.",
+        ),
+    ] = "same",
     min_psnr: Annotated[
         float | None,
         typer.Option("--min-psnr", metavar="DB", help="Fail with exit code 6 below this mean PSNR; keep no output."),
@@ -92,13 +103,16 @@ def command(
     \b
     pvdconvert ngp.ckpt --to tensorf -o out.safetensors
     pvdconvert lego/ --to plenoxels --preset fast --min-psnr 30
+    pvdconvert ngp.pth --exact -o ngp.safetensors      the same weights in another layout
     """
     from pvdconvert.cli import progress as drawing
     from pvdconvert.cli import settings
     from pvdconvert.registry import default
+    from pvdconvert.transcode import NUMBERS, obstacle, refused
 
     # Contradictions and names first, then what the file system says, then the file itself; torch only after all that.
     options.choice("--preset", preset, PRESETS)
+    options.choice("--dtype", numbers, NUMBERS)
     seconds = None if budget is None else options.seconds(budget)
     if max_mb is not None and not 0 < max_mb < math.inf:
         raise UsageError(f"--max-mb {max_mb:g}: must be more than nothing")
@@ -114,7 +128,9 @@ def command(
     compute = computing.checked()
     bar = drawing.make(progress, quiet=quiet)
     registry = default()
-    name, layout = checks.target(registry, to, as_)
+    if to is None and exact:  # the same weights: the file says which architecture they are
+        to = checks.readable(registry, file, reading.from_, read)[1].architecture
+    name, layout = checks.target(registry, to, as_, out)
     sets = settings.parse(set_ or [], registry.options(name), name)
     checks.source(file)
     suffix = layout.suffixes[0] if layout.suffixes else ""
@@ -125,6 +141,8 @@ def command(
     if cameras is not None:
         checks.cameras(cameras)
     found, parts = checks.readable(registry, file, reading.from_, read)
+    if exact and (why := obstacle(parts, name, sets, max_mb, registry)):
+        raise refused(file, why)
     try:
         bar.note(f"{file}: {found.format}, {parts.architecture} -> {name}, {path}")
         compute.apply()
@@ -136,7 +154,7 @@ def command(
                 name,
                 out=path,
                 from_=reading.from_,
-                as_=as_,
+                as_=layout.name,
                 preset=preset,
                 budget=seconds,
                 max_mb=max_mb,
@@ -147,6 +165,8 @@ def command(
                 read=read,
                 min_psnr=min_psnr,
                 steps=replay,
+                exact=exact,
+                numbers=numbers,
                 dry_run=dry_run,
                 force=force,
                 resume=resume,
