@@ -237,7 +237,8 @@ class _Run:
         report.target = {"architecture": s.to, "config": config, "bytes": _bytes(self.architecture.save(student)[1])}
         if dry_run:
             return self._finish()
-        store = focus(store, cells, s.seed)
+        masked = student.support() is not None
+        store = focus(store, cells, s.seed, None if masked else loaded.scene.box)
         views = QuickScore(quick, student, cells)
         distiller = Distiller(
             self.architecture, student, store, seed=s.seed, progress=self.progress, evaluate=views, stop=self._stop
@@ -359,6 +360,8 @@ class _Run:
         if not self.full:
             self.report.notes.append("validated on fewer views than fidelity/1: the budget is short for this teacher")
         views = reference(prepared, progress=self.progress, **({} if self.full else FEWER))
+        if student.support() is None:  # without a mask: what it draws in empty space counts
+            cells = prepare(student, prepared.scene, device=self.device, seed=self.settings.seed).occupancy
         return views.compare(student, cells, progress=self.progress)
 
     def _write(self, field: RadianceField, scene: Scene, loaded: Loaded) -> None:

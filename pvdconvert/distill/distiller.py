@@ -112,6 +112,11 @@ class Distiller:
         rest = torch.randint(len(self.store), (self.batch // 4,), generator=self.generator).to(self.device)
         return shown, rest
 
+    def _free(self) -> Tensor:
+        """Indices of free points: more of them where emptiness has to be learned too."""
+        share = 4 if self.store.whole_space else 8
+        return torch.randint(len(self.store.free_x), (self.batch // share,), generator=self.generator).to(self.device)
+
     def _ask(self, stage: Stage, x: Tensor, d: Tensor | None, latent: Tensor | None = None) -> Tensor:
         """What the student answers at ``stage``. Raises PluginError where its plugin answers nothing."""
         answer = self.architecture.forward_stage(self.student, stage, x, d, latent)
@@ -163,7 +168,7 @@ class Distiller:
         both = torch.cat([shown, rest])
         x, sigma_t, dt = s.x[both], s.sigma[both], s.dt[both]
         if index is None and len(s.free_x):
-            free = torch.randint(len(s.free_x), (self.batch // 8,), generator=self.generator).to(self.device)
+            free = self._free()
             x, sigma_t = torch.cat([x, s.free_x[free]]), torch.cat([sigma_t, s.free_sigma[free]])
             dt = torch.cat([dt, torch.full_like(s.free_sigma[free], s.step)])
         latent = self.student.encode(x)
@@ -202,6 +207,11 @@ class Distiller:
         loss = loss + 0.1 * apart.sum() / (3 * len(rays))
         if len(s.many):
             loss = loss + 0.3 * self._sides_loss(self.batch // 4)
+        if s.whole_space:
+            free = self._free()
+            sigma = torch.cat([sigma, self._ask(Stage.DENSITY, s.free_x[free], None)])
+            sigma_t = torch.cat([sigma_t, s.free_sigma[free]])
+            dt = torch.cat([dt, torch.full_like(s.free_sigma[free], s.step)])
         return loss + 0.05 * losses.density_loss(sigma, sigma_t, dt)
 
     def _loss(self, stage: Stage) -> Tensor:

@@ -19,7 +19,7 @@ from pvdconvert.progress import Progress
 from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.render.occupy import dilate, split, tight
 from pvdconvert.render.trace import Trace, trace
-from pvdconvert.scene import Scene
+from pvdconvert.scene import Box, Scene
 
 BATCH = 1 << 14
 """Rays drawn at a time; the batch number is part of their seed, so any number of batches starts with the same rays."""
@@ -36,6 +36,9 @@ SIDED = 0.02
 
 FREE_SHARE = 0.1
 """Points anywhere in occupied space, as a share of the samples on rays."""
+
+FEWEST = 1 << 16
+"""Free points in and around the box for a student without a mask, at least."""
 
 
 def label(
@@ -182,8 +185,12 @@ def visible_cells(store: Store, *, factor: int = 2, grow: int = 1) -> Occupancy:
 
 
 @torch.no_grad()
-def focus(store: Store, cells: Occupancy, seed: int) -> Store:
-    """``store`` without the samples outside of ``cells``, where the student is exactly zero, and with free points."""
+def focus(store: Store, cells: Occupancy, seed: int, around: Box | None = None) -> Store:
+    """``store`` without the samples outside of ``cells``, where the student is exactly zero, and with free points.
+
+    around  for a student without a mask, which is zero nowhere by itself: as many free points again in this box grown
+            by half, with the teacher's density where it is occupied and 0 elsewhere
+    """
     keep = cells.contains(store.x)
     place = torch.cumsum(keep, 0) - 1
     sided = keep[store.many]
@@ -198,6 +205,10 @@ def focus(store: Store, cells: Occupancy, seed: int) -> Store:
     chosen = torch.randint(len(index), (count,), generator=generator).to(index.device)
     jitter = torch.rand(count, 3, generator=generator).to(index.device)
     free_x = cells.origin + (index[chosen] + jitter) * cells.cell
+    if around is not None:
+        low, size = (torch.tensor(v, device=free_x.device) for v in (around.min, around.size))
+        anywhere = torch.rand(max(count, FEWEST), 3, generator=generator).to(free_x.device)
+        free_x = torch.cat([free_x, low - size / 4 + 1.5 * size * anywhere])
     return Store(
         scene=store.scene,
         occupancy=cells,
@@ -219,5 +230,6 @@ def focus(store: Store, cells: Occupancy, seed: int) -> Store:
         many_rgb=store.many_rgb[sided],
         free_x=free_x,
         free_sigma=store.ask_density(free_x),
+        whole_space=around is not None,
         teacher=store.teacher,
     )

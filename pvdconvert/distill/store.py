@@ -29,6 +29,7 @@ class Store:
     colored [M]    bool: rgb was asked (weight above the threshold); elsewhere rgb is 0 and means nothing
     t [M]          distance along the ray
     free_x [P,3], free_sigma [P]   points drawn anywhere in occupied cells, density only
+    whole_space    the student has no mask: free points lie in empty space too, around the box, where the answer is 0
     many [Q]            int64: samples asked from several sides; many_d, many_rgb [Q,K,3]: directions and colours
     """
 
@@ -50,6 +51,7 @@ class Store:
     free_x: Tensor
     free_sigma: Tensor
     teacher: RadianceField
+    whole_space: bool = False
     many: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     many_d: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0, 1, 3))
     many_rgb: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0, 1, 3))
