@@ -39,11 +39,8 @@ def source(path: Path) -> Path:
     return path
 
 
-def target(registry: Registry, name: str | None, layout: str | None, out: Path | None) -> tuple[str, FormatSpec]:
-    """The architecture's name and the output layout's spec, checked against each other.
-
-    ``layout`` is what ``--as`` names; without it the suffix of ``out`` picks one, and without that our own is taken.
-    """
+def target(registry: Registry, name: str | None, layout: str | None) -> tuple[str, FormatSpec | None]:
+    """The architecture's name, and the spec of the layout that ``--as`` names, checked against each other."""
     known = sorted(registry.architectures())
     if not name:
         raise UsageError("--to is missing", hint=f"say what to convert to: --to {'|'.join(known)}")
@@ -54,7 +51,7 @@ def target(registry: Registry, name: str | None, layout: str | None, out: Path |
         raise UnknownError(f"--to {name}: that is a file layout, not an architecture", hint=f"type {example}")
     registry.options(name)  # raises UnknownError or PluginError, and imports no torch
     if layout is None:
-        return name, formats[_of_suffix(registry, name, out)].spec
+        return name, None
     spec = formats[format_name(registry, layout, "--as")].spec
     if not spec.can_write:
         writers = sorted(n for n, e in formats.items() if e.spec.can_write)
@@ -70,12 +67,13 @@ def _holds(spec: FormatSpec, architecture: str) -> bool:
     return bool({"*", architecture} & set(spec.architectures))
 
 
-def _of_suffix(registry: Registry, architecture: str, out: Path | None) -> str:
+def of_suffix(registry: Registry, architecture: str, out: Path | None) -> FormatSpec:
     """The layout that the suffix of ``out`` stands for; our own where it stands for none. Raises UsageError."""
-    suffix, native = "" if out is None else out.suffix.lower(), registry.native()
-    specs = [e.spec for e in registry.formats().values() if suffix and suffix in e.spec.suffixes]
+    formats, suffix = registry.formats(), "" if out is None else out.suffix.lower()
+    native = formats[registry.native()].spec
+    specs = [e.spec for e in formats.values() if suffix and suffix in e.spec.suffixes]
     fits = sorted(s.name for s in specs if s.can_write and _holds(s, architecture))
-    if not specs or native in fits:
+    if not specs or native in specs:
         return native
     if len(fits) > 1:
         raise UsageError(
@@ -88,7 +86,7 @@ def _of_suffix(registry: Registry, architecture: str, out: Path | None) -> str:
             f"-o {out}: {suffix} is the suffix of {', '.join(sorted(s.name for s in specs))}, and {why}",
             hint=f"-o {out.with_suffix('.safetensors') if out else ''}, or --as NAME",
         )
-    return fits[0]
+    return formats[fits[0]].spec
 
 
 def format_name(registry: Registry, name: str, option: str) -> str:

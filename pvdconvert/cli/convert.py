@@ -130,11 +130,14 @@ def command(
     registry = default()
     if to is None and exact:  # the same weights: the file says which architecture they are
         to = checks.readable(registry, file, reading.from_, read)[1].architecture
-    name, layout = checks.target(registry, to, as_, out)
+    name, named = checks.target(registry, to, as_)
     sets = settings.parse(set_ or [], registry.options(name), name)
     checks.source(file)
+    if out is not None:
+        checks.output(out, force=force, source=file, suffix=".safetensors")
+    layout = named or checks.of_suffix(registry, name, out)
     suffix = layout.suffixes[0] if layout.suffixes else ""
-    path = checks.output(out or checks.derived(file, name, suffix), force=force, source=file, suffix=suffix)
+    path = out or checks.output(checks.derived(file, name, suffix), force=force, source=file, suffix=suffix)
     checks.resumable(path, resume)
     if report is not None and checks.output(report, force=force, suffix=".json").resolve() == path.resolve():
         raise UsageError("--report and -o name the same file")
@@ -154,7 +157,7 @@ def command(
                 name,
                 out=path,
                 from_=reading.from_,
-                as_=layout.name,
+                as_=as_ or (None if layout.native else layout.name),
                 preset=preset,
                 budget=seconds,
                 max_mb=max_mb,
