@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from torch.autograd import backward
 from pvdconvert.distill.store import Store
 from pvdconvert.errors import InputError, RequestError
 from pvdconvert.field import FunctionField
+from pvdconvert.nn.mask import Mask
 from pvdconvert.nn.sh import sh_basis
 from pvdconvert.nn.voxels import SparseVoxels, count_touched
 from pvdconvert.plugin import Budget, Limits, TeacherFacts, option_help
@@ -408,3 +410,32 @@ def test_groups_are_sparse() -> None:
     assert [g["name"] for g in groups] == ["density", "sh"]
     assert all(g["sparse_rows"] for g in groups)
     assert np.isfinite([g["lr"] for g in groups]).all()
+
+
+@torch.no_grad()
+def test_a_mask_and_a_clip_are_part_of_the_field() -> None:
+    """Density exp(clip(h)) where the mask is set and every vertex exists; both travel with the field."""
+    f = P.build({"resolution": 5, "density_clip": [-1.0, 0.5]}, SCENE, 0)
+    torch.nn.init.normal_(f.voxels.density, generator=torch.Generator().manual_seed(2))
+    grid = torch.zeros(4, 4, 4, dtype=torch.uint8)
+    grid[1:, 2, :3] = 1
+    f.mask = Mask(grid, (-1.0, -1.0, -1.0), 0.5)
+    x, d = anywhere(500), directions(500)
+    raw = f.voxels.raw_density(x)
+    i = ((x + 1) / 0.5).floor().long()
+    shown = ((i >= 0) & (i < 4)).all(1) & (grid[i.clamp(0, 3)[:, 0], i.clamp(0, 3)[:, 1], i.clamp(0, 3)[:, 2]] > 0)
+    sigma = f.density(x)
+    torch.testing.assert_close(sigma, torch.where(shown, raw.clamp(-1.0, 0.5).exp(), 0.0))
+    assert float(sigma.max()) == pytest.approx(math.exp(0.5))
+    support = f.support()
+    assert support is not None
+    assert bool(support.contains(x)[shown].all())
+    config, tensors = P.save(f)
+    again = P.load(json.loads(json.dumps(config)), tensors, SCENE)
+    for ours, theirs in zip(again(x, d[:, 0]), f(x, d[:, 0])):
+        assert torch.equal(ours, theirs)
+    del tensors["mask.bits"]
+    with pytest.raises(InputError, match=r"mask\.bits"):
+        P.load(config, tensors, SCENE)
+    with pytest.raises(RequestError, match="density_clip"):
+        P.build({"density_clip": [2, 1]}, SCENE, 0)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pvdconvert.errors import InputError, RequestError
 from pvdconvert.field import RadianceField
+from pvdconvert.nn.mask import Mask
 from pvdconvert.nn.sh import sh_basis
 from pvdconvert.plugin import ArchitectureBase, Budget, Config, Limits, TeacherFacts
 from pvdconvert.scene import Scene
@@ -43,14 +44,14 @@ class Plenoxels(ArchitectureBase):
 
     def load(self, config: Config, tensors: Mapping[str, Tensor], scene: Scene) -> PlenoxelsField:
         options = checked(config, InputError)
-        names = ("vertices", "density_data", "sh_data")
+        names = ("vertices", "density_data", "sh_data", *(() if options.mask is None else ("mask.bits",)))
         for name in names:
             if name not in tensors:
                 raise InputError(f"plenoxels: tensor {name!r} is missing")
         for name in tensors:
             if name not in names:
                 raise InputError(f"plenoxels: unexpected tensor {name!r}; it holds {', '.join(names)}")
-        vertices, density, sh = (tensors[name].detach() for name in names)
+        vertices, density, sh = (tensors[name].detach() for name in names[:3])
         count = len(vertices) if vertices.ndim else 0
         for name, tensor, width in (
             ("vertices", vertices, 3),
@@ -66,15 +67,20 @@ class Plenoxels(ArchitectureBase):
             field.voxels.assign(vertices.clone(), density.clone(), sh.clone())
         except ValueError as error:
             raise InputError(f"plenoxels: 'vertices': {error}") from error
+        if options.mask is not None:
+            field.mask = Mask.from_parts(options.mask, tensors["mask.bits"])
         return field
 
     def save(self, field: RadianceField) -> tuple[Config, dict[str, Tensor]]:
         f = _own(field)
         v = f.voxels
-        options = dataclasses.replace(f.options, box=v.box.to_json(), shape=v.shape)
+        mask = None if f.mask is None else f.mask.to_config()
+        options = dataclasses.replace(f.options, box=v.box.to_json(), shape=v.shape, mask=mask)
         small = max(v.shape) <= 1 << 15
         half = f.options.store_dtype == "float16"
+        bits = {} if f.mask is None else {"mask.bits": f.mask.bits}
         return as_config(options), {
+            **bits,
             "vertices": v.vertices.to(torch.int16 if small else torch.int32),
             "density_data": v.density.detach().clone(),
             "sh_data": v.sh.detach().to(torch.float16 if half else torch.float32, copy=True),

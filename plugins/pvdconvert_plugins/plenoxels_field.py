@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pvdconvert.field import RadianceField
+from pvdconvert.nn.clipped import clipped_exp
 from pvdconvert.nn.sh import sh_basis
 from pvdconvert.nn.voxels import Shape, SparseVoxels, cover, lattice_shape, live_relu, trunc_exp
 from pvdconvert.scene import Box, Scene
@@ -60,6 +61,8 @@ class PlenoxelsField(RadianceField):
         """Cells that can be dense, gathered into cubes so that the grid stays within 128 along the longest side."""
         from pvdconvert.render.occupancy import Occupancy
 
+        if self.mask is not None:
+            return super().support()
         v = self.voxels
         cell = v.cell
         if max(cell) > min(cell) * 1.0001:
@@ -80,12 +83,18 @@ class PlenoxelsField(RadianceField):
 
     def density(self, latent: Tensor) -> Tensor:
         if self.options.density_activation == "exp":
-            sigma = trunc_exp(self.voxels.raw_density(latent, fill=-math.inf))
+            raw = self.voxels.raw_density(latent, fill=-math.inf)
+            if self.options.density_clip is None:
+                sigma = trunc_exp(raw)
+            else:
+                sigma = torch.where(raw > -math.inf, clipped_exp(raw, *self.options.density_clip), 0.0)
         else:
             sigma = live_relu(self.voxels.raw_density(latent))
         if self.clip is not None:
             low, high = latent.new_tensor(self.clip.min), latent.new_tensor(self.clip.max)
             sigma = torch.where(((latent >= low) & (latent <= high)).all(-1), sigma, 0.0)
+        if self.mask is not None:
+            sigma = torch.where(self.mask.inside(latent), sigma, 0.0)
         return sigma * self.options.density_scale if self.options.density_scale != 1.0 else sigma
 
     def color(self, latent: Tensor, d: Tensor) -> Tensor:

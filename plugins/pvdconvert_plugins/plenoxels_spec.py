@@ -40,6 +40,9 @@ class PlenoxelsOptions:
     bands: int = _option(3, "bands of spherical harmonics, 1..5 (3 = SH degree 2: 9 coefficients a colour)")
     density_activation: str = _option("exp", "exp (log-density is interpolated) or relu (svox2)")
     color_activation: str = _option("sigmoid", "sigmoid, or shift: max(value + 0.5, 0) (svox2)")
+    density_clip: tuple[float, float] | None = _option(
+        None, "for density_activation=exp: bounds to which the interpolated log-density is cut"
+    )
     density_scale: float = _option(1.0, "density per world unit = this times the activated value")
     missing: str = _option("cell", "a cell lacking a vertex: cell = it is empty; zero = the vertex counts as 0 (svox2)")
     store_dtype: str = _option("float32", "how files hold the colour coefficients: float32 or float16")
@@ -47,6 +50,7 @@ class PlenoxelsOptions:
     shape: tuple[int, int, int] | None = _option(
         None, "vertices along x, y, z; none = from resolution, with cells as near to cubes as whole counts allow"
     )
+    mask: Mapping[str, Any] | None = _option(None, "{shape, origin, cell} of the cells outside of which density is 0")
 
 
 def plain(value: Any) -> Any:
@@ -55,8 +59,9 @@ def plain(value: Any) -> Any:
 
 
 def as_config(options: PlenoxelsOptions) -> dict[str, Any]:
-    """The options as a JSON configuration."""
-    return {k: plain(v) for k, v in dataclasses.asdict(options).items()}
+    """The options as a JSON configuration; a clip and a mask only where there is one."""
+    values = {k: plain(v) for k, v in dataclasses.asdict(options).items()}
+    return {k: v for k, v in values.items() if v is not None or k not in ("density_clip", "mask")}
 
 
 def checked(config: Mapping[str, Any], error: type[InputError] | type[RequestError]) -> PlenoxelsOptions:
@@ -75,6 +80,9 @@ def checked(config: Mapping[str, Any], error: type[InputError] | type[RequestErr
         o = dataclasses.replace(
             o, shape=shape, resolution=int(o.resolution), bands=int(o.bands), density_scale=float(o.density_scale)
         )
+        if o.density_clip is not None:
+            low, high = (float(v) for v in o.density_clip)
+            o = dataclasses.replace(o, density_clip=(low, high))
         if o.box is not None:
             Box.from_json(o.box)
     except (TypeError, ValueError, KeyError, IndexError, InputError) as wrong:
@@ -85,6 +93,11 @@ def checked(config: Mapping[str, Any], error: type[InputError] | type[RequestErr
         ("density_activation", o.density_activation in ("exp", "relu"), "exp or relu"),
         ("color_activation", o.color_activation in ("sigmoid", "shift"), "sigmoid or shift"),
         ("density_scale", 0 < o.density_scale < math.inf, "a positive number"),
+        (
+            "density_clip",
+            o.density_clip is None or -100 <= o.density_clip[0] < o.density_clip[1] <= 30,
+            "two rising numbers",
+        ),
         ("missing", o.missing in ("cell", "zero"), "cell or zero"),
         ("store_dtype", o.store_dtype in ("float32", "float16"), "float32 or float16"),
         (
