@@ -32,7 +32,8 @@ CHOICES = {
 }
 
 
-def _option(default: Any, text: str) -> Any:
+def option(default: Any, text: str) -> Any:
+    """A field of an options dataclass with its help."""
     return field(default=default, metadata={"help": text})
 
 
@@ -40,41 +41,41 @@ def _option(default: Any, text: str) -> Any:
 class TensorialOptions:
     """Keys of every tensor decomposition: its grid, its colour, its density. Defaults are the TensoRF program's."""
 
-    resolution: tuple[int, int, int] = _option(
+    resolution: tuple[int, int, int] = option(
         (128, 128, 128), "vertices along x, y, z; one number in --set = along the longest axis"
     )
-    color_features: int = _option(27, "colour features after basis_mat; shading=sh: 3 * bands^2; shading=rgb: 3")
-    shading: str = _option(
+    color_features: int = option(27, "colour features after basis_mat; shading=sh: 3 * bands^2; shading=rgb: 3")
+    shading: str = option(
         "mlp", "mlp; sh: the features are spherical harmonics coefficients [rgb, bands^2]; rgb: they are the colour"
     )
-    color_activation: str = _option(
+    color_activation: str = option(
         "sigmoid", "for shading=sh and rgb: sigmoid, relu (for sh of the harmonics + 0.5, as TensoRF) or none"
     )
-    fea_pe: int = _option(2, "octaves of the encoded colour features, for shading=mlp")
-    mlp_bias: bool = _option(True, "whether the colour network has biases")
-    pos_pe: int = _option(0, "octaves of the encoded position in the box, from -1 to 1, for shading=mlp")
-    view_encoding: str = _option("frequency", "frequency (with the plain direction), or sh, for shading=mlp")
-    view_pe: int = _option(2, "octaves of the direction encoding, for view_encoding=frequency")
-    view_bands: int = _option(4, "bands of spherical harmonics, for view_encoding=sh")
-    view_space: str = _option(
+    fea_pe: int = option(2, "octaves of the encoded colour features, for shading=mlp")
+    mlp_bias: bool = option(True, "whether the colour network has biases")
+    pos_pe: int = option(0, "octaves of the encoded position in the box, from -1 to 1, for shading=mlp")
+    view_encoding: str = option("frequency", "frequency (with the plain direction), or sh, for shading=mlp")
+    view_pe: int = option(2, "octaves of the direction encoding, for view_encoding=frequency")
+    view_bands: int = option(4, "bands of spherical harmonics, for view_encoding=sh")
+    view_space: str = option(
         "world", "world, or ndc: the network is shown the direction of the ray after the scene's NDC warp"
     )
-    wave_scale: float = _option(1.0, "lowest frequency of encoded features and directions (2 pi in nerfstudio)")
-    wave_step: float = _option(1.0, "octaves from one of those frequencies to the next")
-    mlp_width: int = _option(128, "units of the hidden layers")
-    mlp_layers: int = _option(3, "linear layers of the colour network")
-    density_activation: str = _option("softplus", "softplus, relu (without the shift) or exp")
-    density_shift: float = _option(-10.0, "added before softplus or exp")
-    density_scale: float = _option(25.0, "density per world unit = this times the activated value")
-    density_clip: tuple[float, float] | None = _option(None, "bounds to which the sum of components is cut first")
-    feature_clip: tuple[float, float] | None = _option(None, "bounds to which the colour features are cut")
-    box: Mapping[str, Any] | None = _option(None, "{min, max}: where the vertices lie; none = the scene's box")
-    padding: str = _option(
+    wave_scale: float = option(1.0, "lowest frequency of encoded features and directions (2 pi in nerfstudio)")
+    wave_step: float = option(1.0, "octaves from one of those frequencies to the next")
+    mlp_width: int = option(128, "units of the hidden layers")
+    mlp_layers: int = option(3, "linear layers of the colour network")
+    density_activation: str = option("softplus", "softplus, relu (without the shift) or exp")
+    density_shift: float = option(-10.0, "added before softplus or exp")
+    density_scale: float = option(25.0, "density per world unit = this times the activated value")
+    density_clip: tuple[float, float] | None = option(None, "bounds to which the sum of components is cut first")
+    feature_clip: tuple[float, float] | None = option(None, "bounds to which the colour features are cut")
+    box: Mapping[str, Any] | None = option(None, "{min, max}: where the vertices lie; none = the scene's box")
+    padding: str = option(
         "none",
         "outside of box, within the scene's: none = empty; zero = components fade to 0 over one voxel, as grid_sample",
     )
-    mask: Mapping[str, Any] | None = _option(None, "{shape, origin, cell} of the cells outside of which density is 0")
-    alpha_mask: Mapping[str, Any] | None = _option(
+    mask: Mapping[str, Any] | None = option(None, "{shape, origin, cell} of the cells outside of which density is 0")
+    alpha_mask: Mapping[str, Any] | None = option(
         None, "{shape, box} of TensoRF's alphaMask: density is 0 where its interpolated vertices are"
     )
 
@@ -118,8 +119,8 @@ class TensorfOptions(TensorialOptions):
     ``alpha_mask``, ``alphaMask.mask``: the uint8 bytes of TensoRF's file, volume axes z, y, x, big-endian bits.
     """
 
-    density_ranks: tuple[int, int, int] = _option((16, 16, 16), "components of each mode for density")
-    color_ranks: tuple[int, int, int] = _option((48, 48, 48), "components of each mode for colour")
+    density_ranks: tuple[int, int, int] = option((16, 16, 16), "components of each mode for density")
+    color_ranks: tuple[int, int, int] = option((48, 48, 48), "components of each mode for colour")
 
     @property
     def ranks(self) -> int:
