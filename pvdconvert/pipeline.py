@@ -135,8 +135,8 @@ class _Run:
         code = self.registry.format(self.layout)
         if spec is not None and not spec.spec.can_write:
             raise UsageError(f"format {self.layout!r} is read-only", hint="pvdconvert formats lists those that write")
-        if spec is not None and "*" not in spec.spec.architectures and s.to not in spec.spec.architectures:
-            held = ", ".join(spec.spec.architectures)
+        if spec is not None and not {"*", s.to} & set(spec.spec.written):
+            held = ", ".join(spec.spec.written)
             raise UsageError(f"format {self.layout!r} cannot hold {s.to!r}", hint=f"it holds: {held}")
         self.limits = code.limits(s.to)
         self.replay = None if s.steps is None else Replay.parse(s.steps)

@@ -67,6 +67,7 @@ class FormatSpec:
     probe          "module:function": ``probe(manifest) -> Match | None``, torch-free
     code           "module:Class" of the :class:`Format`; imported on first use, torch-free if at all possible
     architectures  names of the architectures that the layout can hold
+    writes         those of them that it writes, where it writes; () = all
     suffixes       usual suffixes, for output names and help only: reading never looks at them
     native         the default layout of outputs (one format only)
     versions       which versions or variants of the layout are read, in a few words
@@ -87,7 +88,13 @@ class FormatSpec:
     verified: str = ""
     program: str = ""
     licence: str = ""
+    writes: tuple[str, ...] = ()
     api_version: int = API_VERSION
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Names of the architectures that it writes."""
+        return (self.writes or self.architectures) if self.can_write else ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -58,13 +58,13 @@ def target(registry: Registry, name: str | None, layout: str | None) -> tuple[st
         raise UsageError(f"--as {spec.name}: that layout can only be read", hint=f"written: {', '.join(writers)}")
     if not _holds(spec, name):
         raise UsageError(
-            f"--as {spec.name}: that layout cannot hold {name}", hint=f"it holds {', '.join(spec.architectures)}"
+            f"--as {spec.name}: that layout cannot hold {name}", hint=f"it holds {', '.join(spec.written)}"
         )
     return name, spec
 
 
 def _holds(spec: FormatSpec, architecture: str) -> bool:
-    return bool({"*", architecture} & set(spec.architectures))
+    return bool({"*", architecture} & set(spec.written))
 
 
 def of_suffix(registry: Registry, architecture: str, out: Path | None) -> FormatSpec:

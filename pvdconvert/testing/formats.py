@@ -52,7 +52,7 @@ class FormatSubject:
     def written(self) -> Mapping[str, tuple[Path, Parts]]:
         """Architecture -> the file of a small field of it, and what was written. Empty for a read-only format."""
         out: dict[str, tuple[Path, Parts]] = {}
-        for name in self.architectures if self.entry.spec.can_write else []:
+        for name in (n for n in self.architectures if {ANY, n} & set(self.entry.spec.written)):
             parts = self._small(name)
             path = self.folder / f"{name}{(*self.entry.spec.suffixes, '.bin')[0]}"
             self.code.write(parts, path)
