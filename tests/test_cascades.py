@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pvdconvert.errors import InputError
-from pvdconvert.nn.cascades import CascadedMask, mask_from_parts
+from pvdconvert.nn.cascades import CascadedMask
 from pvdconvert.nn.mask import Mask
 
 CENTER = (0.5, -1.0, 0.25)
@@ -50,12 +50,12 @@ def test_on_disk() -> None:
     config, bits = mask.to_config(), mask.bits
     assert config == {"shape": [4, 16, 16, 16], "center": list(CENTER), "halves": [0.5, 1.0, 2.0, 4.0]}
     assert bits.numel() == 4 * 16**3 // 8
-    back = mask_from_parts(config, bits)
+    back = Mask.from_parts(config, bits)
     assert isinstance(back, CascadedMask)
     assert torch.equal(back.cascades, mask.cascades)
     assert torch.equal(back.grid, mask.grid)
     plain = Mask(torch.ones(2, 2, 2), (0.0, 0.0, 0.0), 1.0)
-    assert type(mask_from_parts(plain.to_config(), plain.bits)) is Mask
+    assert type(Mask.from_parts(plain.to_config(), plain.bits)) is Mask
 
 
 @pytest.mark.parametrize(
@@ -74,4 +74,4 @@ def test_on_disk() -> None:
 def test_malformed(changes: dict[str, Any], match: str) -> None:
     mask = make()
     with pytest.raises(InputError, match=match):
-        mask_from_parts({**mask.to_config(), **changes}, mask.bits)
+        Mask.from_parts({**mask.to_config(), **changes}, mask.bits)

@@ -194,9 +194,21 @@ def test_a_bitfield_that_says_nothing(tmp_path: Path) -> None:
     ones = read(saved(tmp_path, state() | {"density_bitfield": torch.full((size,), 255, dtype=torch.uint8)}))
     assert ones.config["mask"] is None
     assert not any("bitfield" in note for note in ones.notes)
-    odd = bits_of([(0, 1, 2, 3)], 2)
-    bounded = read(saved(tmp_path, state(bound=1.5) | {"density_bitfield": torch.from_numpy(odd)}))
-    assert any("may show" in note for note in bounded.notes)
+
+
+@pytest.mark.parametrize(("bound", "cascades"), [(1.5, 2), (16.0, 5)])
+def test_wide_scenes_keep_their_cascades(tmp_path: Path, bound: float, cascades: int) -> None:
+    cells = [(0, 1, 2, 3), (1, 5, 0, 127), (cascades - 1, 126, 3, 64)]
+    model = state(bound=bound) | {"density_bitfield": torch.from_numpy(bits_of(cells, cascades))}
+    parts = read(saved(tmp_path, model))
+    mask = parts.config["mask"]
+    halves = [min(2.0**c, bound) for c in range(cascades)]
+    assert mask == {"shape": [cascades, 128, 128, 128], "center": [0.0] * 3, "halves": halves}
+    assert sorted(map(tuple, np.argwhere(grid_of(parts)).tolist())) == sorted(cells)
+    FORMAT.write(parts, tmp_path / "out.pth")
+    back = read(tmp_path / "out.pth")
+    assert back.config["mask"] == mask
+    np.testing.assert_array_equal(back.tensors["mask.bits"].numpy(), parts.tensors["mask.bits"].numpy())
 
 
 # ------------------------------------------------------------------------------------------------- refusals

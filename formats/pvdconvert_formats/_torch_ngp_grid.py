@@ -5,6 +5,7 @@ Imports no torch. Layouts sections 2.1 and 8.4.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -80,7 +81,8 @@ def finest_of(sizes: Sequence[int], base: int, bound: float) -> tuple[float | No
     return None, dense, []
 
 
-def _morton() -> NDArray[np.int64]:
+@functools.cache
+def morton() -> NDArray[np.int64]:
     """[128, 128, 128] index of cell (x, y, z) in Morton order, x in the lowest bit."""
     n = np.arange(GRID, dtype=np.int64)
     spread = np.zeros_like(n)
@@ -100,16 +102,18 @@ def cascades(bound: float) -> int:
     return 1 + max(0, math.ceil(math.log2(bound)))
 
 
-def read_bitfield(bits: NDArray[np.uint8], bound: float) -> tuple[dict[str, Any], NDArray[np.uint8]] | None:
-    """(mask configuration, packed bits) of ``bits`` [C * 128^3 / 8], or None where the expansion would be too large.
+def read_bitfield(bits: NDArray[np.uint8], bound: float) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+    """(mask configuration, packed bits) of ``bits`` [C * 128^3 / 8].
 
-    A point is looked up in the finest cascade that contains it; several cascades become one grid of the finest cells.
+    A point is looked up in the finest cascade that contains it; a few cascades become one grid of the finest cells.
     """
     count = bits.size * 8 // GRID**3
-    index = _morton()
+    index = morton()
     grids = [np.unpackbits(part, bitorder="little")[index] for part in bits.reshape(count, -1)]
     if any(half_side(c, bound) != 2.0**c for c in range(1, count)) or GRID << (count - 1) > MAX_EXPANDED:
-        return None
+        halves = [half_side(c, bound) for c in range(count)]
+        config = {"shape": [count, *[GRID] * 3], "center": [0.0] * 3, "halves": halves}
+        return config, np.packbits(np.stack(grids).reshape(-1), bitorder="little")
     grid = grids[-1]
     for inner in reversed(grids[:-1]):
         grid = grid.repeat(2, 0).repeat(2, 1).repeat(2, 2)
@@ -122,21 +126,47 @@ def read_bitfield(bits: NDArray[np.uint8], bound: float) -> tuple[dict[str, Any]
 
 def write_bitfield(mask: Mapping[str, Any], bits: NDArray[np.uint8], bound: float) -> NDArray[np.uint8]:
     """torch-ngp's bitfield [C * 128^3 / 8]: a cell is set where any set cell of the mask touches its inside."""
-    shape = [int(n) for n in mask["shape"]]
-    grid = np.unpackbits(bits, count=math.prod(shape), bitorder="little").reshape(shape)
-    index = _morton()
     fields = []
     for cascade in range(cascades(bound)):
         half = half_side(cascade, bound)
-        out = grid
-        for axis in range(3):
-            edges = (-half + np.arange(GRID + 1) * (2 * half / GRID) - mask["origin"][axis]) / mask["cell"]
-            first = np.clip(np.floor(edges[:-1] + 1e-6), 0, shape[axis]).astype(int)
-            last = np.clip(np.ceil(edges[1:] - 1e-6), 0, shape[axis]).astype(int)
-            parts = [out.take(range(a, b), axis).any(axis) if b > a else np.zeros_like(out.take(0, axis)) for a, b in
-                     zip(first, last)]  # fmt: skip
-            out = np.stack(parts, axis).astype(np.uint8)
+        steps = -half + np.arange(GRID + 1) * (2 * half / GRID)
         flat = np.empty(GRID**3, np.uint8)
-        flat[index.reshape(-1)] = out.reshape(-1)
+        flat[morton().reshape(-1)] = covered(mask, bits, [steps] * 3).reshape(-1)
         fields.append(np.packbits(flat, bitorder="little"))
     return np.concatenate(fields)
+
+
+def covered(mask: Mapping[str, Any], bits: NDArray[np.uint8], edges: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
+    """Which of the cells between ``edges`` (ascending, one array an axis, world) a set cell of a mask reaches into.
+
+    ``mask`` and ``bits`` as in :mod:`pvdconvert.nn.mask` and :mod:`pvdconvert.nn.cascades`. Of nested cubes a cell
+    that lies within a finer one counts only there.
+    """
+    shape = [int(n) for n in mask["shape"]]
+    grid = np.unpackbits(bits, count=math.prod(shape), bitorder="little").reshape(shape).astype(bool)
+    if "halves" not in mask:
+        return _reaching(grid, mask["origin"], float(mask["cell"]), edges)
+    out = np.zeros([len(e) - 1 for e in edges], bool)
+    for k, (cube, half) in enumerate(zip(grid, mask["halves"])):
+        cell = 2 * float(half) / shape[1]
+        if k:
+            n = int(float(mask["halves"][k - 1]) / cell + 1e-6)  # cells from the centre that the finer cube covers
+            middle = slice(shape[1] // 2 - n, shape[1] // 2 + n)
+            cube = cube.copy()
+            cube[middle, middle, middle] = False
+        out |= _reaching(cube, [v - float(half) for v in mask["center"]], cell, edges)
+    return out
+
+
+def _reaching(
+    grid: NDArray[np.bool_], origin: Sequence[float], cell: float, edges: Sequence[NDArray[Any]]
+) -> NDArray[np.bool_]:
+    out = grid
+    for axis in range(3):
+        at = (edges[axis] - origin[axis]) / cell
+        first = np.clip(np.floor(at[:-1] + 1e-6), 0, grid.shape[axis]).astype(int)
+        last = np.clip(np.ceil(at[1:] - 1e-6), 0, grid.shape[axis]).astype(int)
+        empty = np.zeros_like(out.take(0, axis))
+        parts = [out.take(range(a, b), axis).any(axis) if b > a else empty for a, b in zip(first, last)]
+        out = np.stack(parts, axis)
+    return out

@@ -148,8 +148,6 @@ def read_mask(
         notes.append("density_bitfield is all zero (never updated): ignored")
     elif bool((bits == 255).all()):
         pass  # everything may be filled: no mask
-    elif (found := grids.read_bitfield(bits, bound)) is None:
-        notes.append(f"density_bitfield of bound {bound:g} is too large to apply: cells that it hides may show")
     else:
-        config["mask"], packed = found
+        config["mask"], packed = grids.read_bitfield(bits, bound)
         tensors["mask.bits"] = ArrayTensor(packed)

@@ -114,7 +114,7 @@ class TorchNgp(FormatBase):
             notes.append("its background network (bg_net) is left out: rays end on a white background")
         exact, bits = own.get("mask"), manifest.tensors.get(f"{EXTRA}.mask.bits")
         if isinstance(exact, dict) and bits is not None:
-            config["mask"] = {key: exact.get(key) for key in ("shape", "origin", "cell")}
+            config["mask"] = {key: value for key, value in exact.items() if key != "bits"}
             tensors["mask.bits"] = bits
         elif "density_bitfield" in state:
             state_dict.read_mask(state["density_bitfield"], bound, config, tensors, where, notes)
@@ -179,7 +179,7 @@ class TorchNgp(FormatBase):
         extra = _unsaid(parts, offsets, bound)
         if bits is not None:
             held = grids.read_bitfield(model["density_bitfield"], bound)
-            if held is None or held[0] != config["mask"] or not np.array_equal(held[1], bits):
+            if held[0] != config["mask"] or not np.array_equal(held[1], bits):
                 extra["mask"] = {**config["mask"], "bits": bits}
         if extra:
             top[EXTRA] = extra

@@ -12,9 +12,9 @@ from torch import Tensor
 from pvdconvert.errors import InputError
 from pvdconvert.field import RadianceField
 from pvdconvert.kernels.hashgrid_spec import HashGridSpec
-from pvdconvert.nn.cascades import mask_from_parts
 from pvdconvert.nn.clipped import clipped_exp
 from pvdconvert.nn.hashgrid import HashGrid
+from pvdconvert.nn.mask import Mask
 from pvdconvert.nn.mlp import MLP
 from pvdconvert.nn.sh import sh_basis
 from pvdconvert.plugin import ArchitectureBase, Budget, Config, Limits, TeacherFacts
@@ -131,7 +131,7 @@ class Ngp(ArchitectureBase):
         if mask is not None:
             if "mask.bits" not in given:
                 raise InputError("ngp: tensor 'mask.bits' is missing")
-            field.mask = mask_from_parts(mask, given.pop("mask.bits"))
+            field.mask = Mask.from_parts(mask, given.pop("mask.bits"))
         wanted = _weights(field)
         for key, parameter in wanted.items():
             if key not in given:

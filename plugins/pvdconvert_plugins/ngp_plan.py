@@ -44,7 +44,8 @@ def grid_spec(options: NgpOptions) -> HashGridSpec:
 def plan(facts: TeacherFacts, budget: Budget, limits: Limits, overrides: Mapping[str, Any]) -> Config:
     """Table and finest resolution by preset; the pseudo-key ``finest_resolution`` sets per_level_scale.
 
-    A layout's ``finest_per_unit`` sets it per world unit; its box and density_scale may be ``CUBE`` and ``PER_BOX``.
+    A layout's ``finest_per_unit`` sets it per world unit; its box and density_scale may be ``CUBE`` and ``PER_BOX``;
+    ``allowed`` says which values it has room for, by key.
     """
     fixed = dict(limits.fixed)
     for key in fixed.keys() & overrides.keys():
@@ -65,6 +66,10 @@ def plan(facts: TeacherFacts, budget: Budget, limits: Limits, overrides: Mapping
         wanted["box"] = [list(box.min), list(box.max)]
     if wanted.get("density_scale") == PER_BOX:
         wanted["density_scale"] = 1.0 / box.longest
+    for key, values in wanted.pop("allowed", {}).items():
+        if wanted.get(key) is not None and wanted[key] not in values:
+            known = ", ".join(str(v) for v in list(values)[:8]) + (", ..." if len(values) > 8 else "")
+            raise RequestError(f"ngp: {key} = {wanted[key]!r} does not fit the target layout", hint=f"one of {known}")
     finest, per_unit = wanted.pop("finest_resolution", None), wanted.pop("finest_per_unit", None)
     if finest is None and per_unit is not None and "per_level_scale" not in wanted:
         finest = float(per_unit) * facts.scene.box.longest

@@ -82,11 +82,6 @@ class CascadedMask(Mask):
         return within & (self.cascades.view(-1)[flat] > 0)
 
 
-def mask_from_parts(config: Mapping[str, Any], bits: Tensor) -> Mask:
-    """A :class:`CascadedMask` or a plain :class:`~pvdconvert.nn.mask.Mask`, whichever ``config`` describes."""
-    return (CascadedMask if "halves" in config else Mask).from_parts(config, bits)
-
-
 def _cover(cube: NDArray[np.bool_], half: float, outer: float, size: int) -> NDArray[np.bool_]:
     """Cells of the outer cube's uniform grid, [size] along an axis, that a set cell of ``cube`` reaches into."""
     n = len(cube)

@@ -39,7 +39,14 @@ class Mask(nn.Module):
 
     @classmethod
     def from_parts(cls, config: Mapping[str, Any], bits: Tensor) -> Mask:
-        """The inverse of :meth:`to_config` and :attr:`bits`. Raises InputError where they do not fit each other."""
+        """The inverse of :meth:`to_config` and :attr:`bits`. Raises InputError where they do not fit each other.
+
+        Nested cubes ({"halves", ...}) become a :class:`pvdconvert.nn.cascades.CascadedMask`.
+        """
+        if "halves" in config:
+            from pvdconvert.nn.cascades import CascadedMask
+
+            return CascadedMask.from_parts(config, bits)
         try:
             nx, ny, nz = (int(v) for v in config["shape"])
             x, y, z = (float(v) for v in config["origin"])
