@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
-from pvdconvert.containers import Manifest
+from pvdconvert.containers import Manifest, as_mapping
 from pvdconvert.errors import InputError
-from pvdconvert.plugin import Config, FormatBase, FormatSpec, LazyTensor, Match, Parts, ReadOptions
+from pvdconvert.plugin import Config, FormatBase, FormatSpec, LazyTensor, Limits, Match, Parts, ReadOptions
+from pvdconvert.scene import Scene
 from pvdconvert_formats import _nerf_layers as nerf
+from pvdconvert_formats import _nerf_pytorch_write as writer
 from pvdconvert_formats import _nerf_settings as texts
 
 SPEC = FormatSpec(
@@ -25,6 +28,7 @@ SPEC = FormatSpec(
     architectures=("nerf",),
     suffixes=(".tar",),
     versions="legacy torch streams and zip files; coarse and fine or one network; with or without view directions",
+    can_write=True,
     verified="a file of the program's own (official lego weights) with its answers and its pictures",
     program="yenchenlin/nerf-pytorch",
     licence="MIT",
@@ -89,10 +93,15 @@ class NerfPytorch(FormatBase):
         for key in sorted(k for k in manifest.tensors if not k.startswith((COARSE, FINE, OPTIMIZER)))[:1]:
             raise InputError(f"{where}: tensor {key!r} has no place in this program's checkpoint")
         own, fine = (_own(manifest.tensors, prefix) for prefix in (COARSE, FINE))
+        ours = as_mapping(manifest.tree.get(writer.OWN)) if isinstance(manifest.tree, dict) else None
         if not own:
             raise InputError(f"{where}: 'network_fn_state_dict' is missing or empty", hint="is the file complete?")
         notes: list[str] = []
-        if fine:
+        if fine and ours is not None and ours.get("one_network") is True:
+            config, tensors, views = _network(fine, FINE, "fine", where)
+            config = nerf.two_networks(config, None, where)
+            notes.append("a field of one network, written twice: as coarse and as fine")
+        elif fine:
             config, tensors, views = _network(fine, FINE, "fine", where)
             other, more, _ = _network(own, COARSE, "coarse", where)
             config, tensors = nerf.two_networks(config, other, where), {**tensors, **more}
@@ -102,14 +111,26 @@ class NerfPytorch(FormatBase):
             notes.append("only one network in the file: it is the field")
         if not views:
             notes.append("trained without view directions: its views_linears are unused and left out")
-        if isinstance(manifest.tree, dict) and manifest.tree.get("optimizer_state_dict"):
+        if isinstance(manifest.tree, dict) and manifest.tree.get("optimizer_state_dict") and ours is None:
             notes.append("optimizer_state_dict is training state and left out")
         settings = texts.read_settings(manifest, options)
         notes += _lies(settings, config, views)
-        scene, scene_notes = texts.scene_of(settings, options, where)
+        said = as_mapping(ours.get("scene")) if ours is not None and options.config is None else None
+        if said is not None:
+            scene = Scene.from_json(said)
+            scene = nerf.assume(scene, options, scene.assumed)
+            scene_notes = nerf.assumption_note(scene)
+        else:
+            scene, scene_notes = texts.scene_of(settings, options, where)
         step = manifest.meta.get("global_step")
         provenance = {"program": "yenchenlin/nerf-pytorch", **({"step": step} if type(step) is int else {})}
         return Parts("nerf", config, tensors, scene, provenance, (*notes, *scene_notes))
+
+    def limits(self, architecture: str) -> Limits:
+        return Limits(writer.FIXED, writer.PROGRAM)
+
+    def write(self, parts: Parts, path: Path) -> None:
+        writer.write(parts, path)
 
 
 def _lies(settings: Mapping[str, str], config: Config, views: bool) -> list[str]:

@@ -79,6 +79,8 @@ class NerfField(RadianceField):
 
     def _encode(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         inside = ((x >= self.low) & (x <= self.high)).all(-1)
+        if self.learning and not self.options.masked:
+            inside = torch.ones_like(inside)  # emptiness around the box is learned as well: its program asks there
         if self.mask is not None:
             inside &= self.mask.inside(x)
         where = [] if self.slopes is None else [x]
