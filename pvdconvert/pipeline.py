@@ -30,7 +30,7 @@ from pvdconvert.progress import Progress, Silent
 from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.report import Report, StageReport
 from pvdconvert.scene import Box, Scene
-from pvdconvert.settings import BEST_CYCLE, BEST_GAIN, Settings, parse_sets
+from pvdconvert.settings import BEST_CYCLE, BEST_GAIN, Settings, parse_sets, rehearse
 from pvdconvert.transcode import obstacle, refused, transcode
 from pvdconvert.writing import check_target, write_checked
 
@@ -170,6 +170,7 @@ class _Run:
                 report.notes.append(f"laying the weights out anew is not enough: {error}")
         if s.exact:
             raise refused(loaded.path or "the source", why)
+        rehearse(s, self.architecture, loaded.scene, self.limits)
         prepared = prepare(
             loaded.field,
             loaded.scene,

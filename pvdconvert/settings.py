@@ -8,8 +8,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pvdconvert.errors import UsageError
-from pvdconvert.plugin import Budget
+from pvdconvert.errors import PvdError, UsageError
+from pvdconvert.plugin import Architecture, Budget, Limits, TeacherFacts
+from pvdconvert.scene import Scene
 
 PRESETS: dict[str, float | None] = {"fast": 60.0, "balanced": 300.0, "best": None}
 """Seconds that a preset plans for on two cores; None = until nothing moves."""
@@ -65,6 +66,30 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "sets": dict(self.sets)}
+
+
+REHEARSED_CELLS = 64
+"""Cells along the longest side of the box that :func:`rehearse` plans for."""
+
+
+def rehearse(settings: Settings, architecture: Architecture, scene: Scene, limits: Limits) -> None:
+    """Refuse values of ``--set`` that no teacher could make right, before any work is done for them.
+
+    Plans a student of an imagined teacher with ``--set`` and without; where only the former fails, its error is raised.
+    """
+    if not settings.sets:
+        return
+    cells = REHEARSED_CELLS**2
+    facts = TeacherFacts(scene, scene.box, cells, cells, scene.box.longest / REHEARSED_CELLS)
+    budget = Budget(settings.preset, settings.seconds)
+    try:
+        architecture.plan(facts, budget, limits, settings.sets)
+    except PvdError:
+        try:
+            architecture.plan(facts, budget, limits, {})
+        except PvdError:
+            return  # it is not the values of --set that cannot be
+        raise
 
 
 def parse_sets(sets: Mapping[str, Any]) -> dict[str, Any]:

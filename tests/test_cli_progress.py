@@ -84,6 +84,22 @@ def test_json_lines_are_json_and_throttled() -> None:
     assert events[2]["eta_s"] == 0.625
 
 
+def test_json_lines_announce_a_stage_once() -> None:
+    out, clock = io.StringIO(), Clock()
+    bar = JsonLines(out, clock, period=0.5)
+    bar.stage("density", None)
+    bar.stage("density", 40.0)  # its length is known after a few steps
+    bar.advance(16)
+    bar.stage("color", None)
+    bar.stage("density", 1.0)  # another one of that name
+    bar.close()
+    events = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [(e["event"], e["stage"]) for e in events] == [
+        ("stage", "density"), ("advance", "density"), ("stage", "color"), ("stage", "density"), ("end", "density"),
+    ]  # fmt: skip
+    assert events[1]["total"] == 40.0
+
+
 def test_bars_draw_on_a_terminal_and_keep_notes() -> None:
     out = Terminal()
     bar = Bars(out)

@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"render", "scene", "cameras", "field"},
     "report": {"metrics", "render"},
     "distill": {"field", "scene", "cameras", "render", "metrics", "plugin", "solve", "kernels", "report", "settings"},
-    "settings": {"plugin"},
+    "settings": {"plugin", "scene"},
     "prepare": {"field", "metrics", "render", "scene", "cameras"},
     "looking": {"distill", "field", "metrics", "prepare", "render"},
     "loading": {"field", "identify", "plugin", "registry", "scene"},

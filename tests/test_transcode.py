@@ -205,3 +205,19 @@ def test_python_refuses_as_well(tmp_path: Path) -> None:
     first = grid_file(tmp_path / "a.pth")
     with pytest.raises(errors.RequestError, match="would train, because ngp weights are not nerf weights"):
         convert(first, "nerf", exact=True, read=_options(desired_resolution="2048"), device="cpu")
+
+
+# ------------------------------------------------------------------------------------ wishes are judged at once
+
+
+@pytest.mark.parametrize(
+    ("to", "wish"),
+    [("ngp", "levels=0"), ("nerf", "width=-1"), ("plenoxels", "bands=9"), ("tensorf", "density_ranks=0")],
+)
+def test_impossible_values_of_set_are_refused_before_any_work(cli: Run, tmp_path: Path, to: str, wish: str) -> None:
+    first = grid_file(tmp_path / "a.pth")
+    code, _, told = cli(first, "--to", to, "--set", wish, "--progress", "json", "-o", tmp_path / "b.st", *GRID)
+    *events, last = told.splitlines()
+    assert code in (2, 3, 10)
+    assert wish.partition("=")[0] in last
+    assert [json.loads(line)["event"] for line in events if json.loads(line)["event"] == "stage"] == []

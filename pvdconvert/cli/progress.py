@@ -129,6 +129,9 @@ class JsonLines(_Base):
         self._period, self._last, self._closed = period, -math.inf, False
 
     def stage(self, name: str, total: float | None = None) -> None:
+        if name == self._name:  # announced again: only its total has changed, and the next "advance" says it
+            self._total = total
+            return
         self._begin(name, total)
         self._last = -math.inf
         self._send("stage", total=total)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,9 @@ def save(
         where.mkdir(exist_ok=True)
         part = where / "state.part"
         save_file(everything, part)
+        mask = os.umask(0)
+        os.umask(mask)
+        part.chmod(0o666 & ~mask)  # the library's temporary files are private, a user's are as he has them
         part.replace(where / "state.safetensors")
         (where / "run.json").write_text(json.dumps(clean(data), indent=1, sort_keys=True), encoding="utf-8")
     except OSError as error:
