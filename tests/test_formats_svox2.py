@@ -190,6 +190,8 @@ def test_where_density_can_be(tmp_path: Path) -> None:
         ({"basis_data": np.zeros((2, 2, 2, 4), np.float32)}, "a learned texture"),
         ({"colour_map": np.zeros(3)}, "'colour_map' has no place"),
         ({"pvdconvert": np.array("{")}, "damaged"),
+        ({"pvdconvert": np.array("[]")}, "damaged"),
+        ({"pvdconvert": np.array('{"scene": {}}')}, "damaged"),
         ({"density_data": None, "sh_data": None, "data": np.zeros((5, 3))}, "'data' has shape"),
     ],
 )

@@ -230,7 +230,7 @@ def _unsaid(where: str, manifest: Manifest, scene: Scene, box: Box) -> tuple[Sce
     try:
         said = json.loads(manifest.tree[EXTRA])
         return Scene.from_json(said["scene"]), Box.from_json(said["box"])
-    except (TypeError, ValueError, KeyError, RecursionError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError, InputError) as error:
         raise InputError(f"{where}: member {EXTRA!r} is damaged: {error}") from error
 
 

@@ -106,9 +106,10 @@ def cover(low: Tensor, high: Tensor, shape: Shape, side: int = BRICK) -> Tensor:
     return unravel(lexicographic(base + inner, shape).sort().values, shape)
 
 
-def count_touched(box: Box, shape: Shape, origin: Tensor, cell: float, grid: Tensor) -> int:
+def count_touched(box: Box, shape: Shape, origin: Tensor, cell: float, grid: Tensor, *, cells: bool = False) -> int:
     """How many vertices of a lattice ``shape`` over ``box`` the occupied cells touch (:meth:`SparseVoxels.touching`).
 
+    With ``cells``: how many of the lattice's own cells share volume with an occupied one.
     The cells are cubes of side ``cell`` from ``origin`` [3]; ``grid`` [a, b, c] is non-zero where one is occupied.
     Nothing is allocated: vertices that see the same range of cells along an axis are counted together.
     """
@@ -119,7 +120,8 @@ def count_touched(box: Box, shape: Shape, origin: Tensor, cell: float, grid: Ten
         keep = ((b > 0) & (a < shape[axis] - 1)).nonzero().squeeze(1)
         if not len(keep):
             return 0
-        x = torch.arange(shape[axis], device=grid.device)
+        x = torch.arange(shape[axis] - cells, device=grid.device)
+        b = b - 1 if cells else b
         first = torch.searchsorted(b, x).clamp_min(int(keep[0]))
         last = (torch.searchsorted(a, x, right=True) - 1).clamp_max(int(keep[-1]))
         ranges, count = torch.unique(torch.stack([first, last + 1])[:, last >= first], dim=1, return_counts=True)
