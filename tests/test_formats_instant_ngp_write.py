@@ -149,7 +149,8 @@ def test_read_back_exactly(tmp_path: Path) -> None:
     assert (tmp_path / "y.ingp").read_bytes() == (tmp_path / "x.ingp").read_bytes()
 
 
-@pytest.mark.parametrize("case", [{}, {"aabb_scale": 4, "half": False}, {"encoding": {**snapshots.GRID, "otype":
+@pytest.mark.parametrize("case", [{}, {"aabb_scale": 4, "half": False, "encoding": {**snapshots.GRID,
+                         "per_level_scale": 1.5}}, {"encoding": {**snapshots.GRID, "otype":
                          "TiledGrid", "per_level_scale": 1.5}}])  # fmt: skip
 def test_a_program_file_is_rewritten(tmp_path: Path, case: dict[str, Any]) -> None:
     """Weights, places and cascades of a snapshot survive reading and writing."""
