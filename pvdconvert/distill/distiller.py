@@ -112,10 +112,18 @@ class Distiller:
         rest = torch.randint(len(self.store), (self.batch // 4,), generator=self.generator).to(self.device)
         return shown, rest
 
-    def _free(self) -> Tensor:
-        """Indices of free points: more of them where emptiness has to be learned too."""
-        share = 4 if self.store.whole_space else 8
-        return torch.randint(len(self.store.free_x), (self.batch // share,), generator=self.generator).to(self.device)
+    def _free(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(x [F,3], density, length) of free points.
+
+        A student without a mask gets more of them, and its empty ones stand for a way through the whole box: thin fog
+        would add up along it.
+        """
+        s = self.store
+        share = 4 if s.whole_space else 8
+        free = torch.randint(len(s.free_x), (self.batch // share,), generator=self.generator).to(self.device)
+        sigma = s.free_sigma[free]
+        dt = torch.full_like(sigma, s.step)
+        return s.free_x[free], sigma, dt.masked_fill_(sigma == 0, s.scene.box.longest) if s.whole_space else dt
 
     def _ask(self, stage: Stage, x: Tensor, d: Tensor | None, latent: Tensor | None = None) -> Tensor:
         """What the student answers at ``stage``. Raises PluginError where its plugin answers nothing."""
@@ -169,8 +177,7 @@ class Distiller:
         x, sigma_t, dt = s.x[both], s.sigma[both], s.dt[both]
         if index is None and len(s.free_x):
             free = self._free()
-            x, sigma_t = torch.cat([x, s.free_x[free]]), torch.cat([sigma_t, s.free_sigma[free]])
-            dt = torch.cat([dt, torch.full_like(s.free_sigma[free], s.step)])
+            x, sigma_t, dt = torch.cat([x, free[0]]), torch.cat([sigma_t, free[1]]), torch.cat([dt, free[2]])
         latent = self.student.encode(x)
         sigma = self._ask(Stage.DENSITY, x, None, latent)
         loss = losses.density_loss(sigma, sigma_t, dt)
@@ -209,9 +216,8 @@ class Distiller:
             loss = loss + 0.3 * self._sides_loss(self.batch // 4)
         if s.whole_space:
             free = self._free()
-            sigma = torch.cat([sigma, self._ask(Stage.DENSITY, s.free_x[free], None)])
-            sigma_t = torch.cat([sigma_t, s.free_sigma[free]])
-            dt = torch.cat([dt, torch.full_like(s.free_sigma[free], s.step)])
+            sigma = torch.cat([sigma, self._ask(Stage.DENSITY, free[0], None)])
+            sigma_t, dt = torch.cat([sigma_t, free[1]]), torch.cat([dt, free[2]])
         return loss + 0.05 * losses.density_loss(sigma, sigma_t, dt)
 
     def _loss(self, stage: Stage) -> Tensor:
