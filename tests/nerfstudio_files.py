@@ -82,3 +82,58 @@ def nerfacto_torch(seed: int = 0, appearance: int = 8) -> dict[str, Any]:
     out |= linear("field.mlp_head.layers.1", 64, 64, seed + 1)
     out |= linear("field.mlp_head.layers.2", 3, 64, seed)
     return out
+
+
+def nerfacto_tcnn(appearance: int = 8, joined: str = "mlp_base.model", levels: int = 4) -> dict[str, Any]:
+    """The same sizes in tiny-cuda-nn's flat vectors; levels of 4, 8, 16, 32 have 64, 512, 1024, 1024 entries."""
+    entries = 64 + 512 + 1024 + 1024
+    out = {k: v for k, v in nerfacto_torch(appearance=appearance).items() if ".mlp_" not in k}
+    network = torch.cat([random(64 * 16, scale=0.4), random(16 * 64, scale=0.2, seed=1)])
+    inputs = -(-(31 + appearance) // 16) * 16
+    head = [
+        random(64 * inputs, scale=0.2, seed=2),
+        random(64 * 64, scale=0.2, seed=3),
+        random(16 * 64, scale=0.3, seed=4),
+    ]
+    return out | {
+        f"field.{joined}.params": torch.cat([network, random(2 * entries, seed=5)]),
+        "field.mlp_head.tcnn_encoding.params": torch.cat(head),
+        "field.direction_encoding.tcnn_encoding.params": torch.zeros(0),
+    }
+
+
+def occupancy_grid(share: float = 0.5, levels: int = 2, n: int = 8) -> dict[str, Tensor]:
+    """nerfacc's estimator: nested cubes, each twice as wide."""
+    cells = torch.rand(levels, n, n, n, generator=torch.Generator().manual_seed(1)) < share
+    return {
+        "scene_aabb": BOX.flatten(),
+        "occupancy_grid.resolution": torch.tensor([n, n, n]),
+        "occupancy_grid.aabbs": torch.stack([BOX.flatten() * 2**k for k in range(levels)]),
+        "occupancy_grid.occs": torch.zeros(levels * n**3),
+        "occupancy_grid.binaries": cells,
+    }
+
+
+def tensorf_state() -> dict[str, Tensor]:
+    """vm encoding, ranks 4 and 6, 9^3 vertices, 5 colour features, width 16."""
+    out = {"field.aabb": torch.tensor([[-1.0, -1.2, -0.8], [1.0, 0.9, 1.1]])}
+    for kind, rank in (("density", 4), ("color", 6)):
+        out[f"field.{kind}_encoding.plane_coef"] = random(3, rank, 9, 9)
+        out[f"field.{kind}_encoding.line_coef"] = random(3, rank, 9, 1)
+    out["field.B.weight"] = random(5, 18, scale=0.3)
+    out |= linear("field.mlp_head.layers.0", 16, 8 * 5) | linear("field.mlp_head.layers.1", 16, 16)
+    return out | linear("field.field_output_rgb.net", 3, 16)
+
+
+def vanilla_state(width: int = 24, depth: int = 6, skip: int = 4) -> dict[str, Tensor]:
+    """Coarse and fine networks of the program's encodings."""
+    out: dict[str, Tensor] = {}
+    for seed, name in enumerate(("field_coarse", "field_fine")):
+        for i in range(depth):
+            wide = 63 if i == 0 else width + 63 * (i == skip)
+            out |= linear(f"{name}.mlp_base.layers.{i}", width, wide, seed)
+        out |= linear(f"{name}.field_output_density.net", 1, width, seed)
+        out |= linear(f"{name}.mlp_head.layers.0", 16, 27 + width, seed)
+        out |= linear(f"{name}.mlp_head.layers.1", 16, 16, seed + 5)
+        out |= linear(f"{name}.field_heads.0.net", 3, 16, seed)
+    return out
