@@ -441,6 +441,8 @@ def test_masks_that_cannot_be_written_are_said(tmp_path: Path) -> None:
         FORMAT.write(make(np.zeros(1, np.uint8)), tmp_path / "out.th")
     with pytest.raises(RequestError, match="more than the program can hold"):
         FORMAT.write(make(np.full(512**3 // 8, 255, np.uint8), shape=[512] * 3), tmp_path / "out.th")
+    with pytest.raises(RequestError, match="nested cubes"):
+        FORMAT.write(make(np.ones(2, np.uint8), halves=[1.0, 2.0]), tmp_path / "out.th")
     both = make(np.ones(1, np.uint8))
     with pytest.raises(RequestError, match="one mask"):
         FORMAT.write(Parts("tensorf", both.config, {**both.tensors, **parts.tensors}, parts.scene), tmp_path / "o.th")

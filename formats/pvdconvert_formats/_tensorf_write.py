@@ -144,6 +144,11 @@ def _volume(
 
     The vertices lie twice as densely as the cells' corners; only those in the middle of a set cell are set.
     """
+    if "halves" in mask:
+        raise RequestError(
+            f"{where}: the layout only holds a mask of equal cells, this field's are nested cubes",
+            hint="convert with --as apchenstu-tensorf --set resolution=300, which makes a mask of its own",
+        )
     shape = [int(v) for v in mask["shape"]]
     grid = np.unpackbits(bits, count=math.prod(shape), bitorder="little").reshape(shape).astype(bool)
     used = [np.flatnonzero(grid.any(tuple(k for k in range(3) if k != axis))) for axis in range(3)]
