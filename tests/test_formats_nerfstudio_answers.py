@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pvdconvert.containers import open_manifest
-from pvdconvert.errors import InputError
+from pvdconvert.errors import InputError, RequestError
 from pvdconvert.loading import Loaded, open_field
-from pvdconvert.plugin import ReadOptions
-from pvdconvert.scene import Box
+from pvdconvert.plugin import ArrayTensor, Parts, ReadOptions
+from pvdconvert.scene import Box, RaySpace, Scene
 from pvdconvert_formats.nerfstudio import Nerfstudio
+from pvdconvert_plugins.nerf import Nerf
 from tests.nerfstudio_files import (
+    linear,
     nerfacto_tcnn,
     nerfacto_torch,
     occupancy_grid,
@@ -30,6 +32,7 @@ from tests.nerfstudio_files import (
 from tests.peers import check_points
 
 State = dict[str, Any]
+FORMAT = Nerfstudio()
 
 
 def queries(count: int = 600, half: float = 1.5) -> tuple[Tensor, Tensor]:
@@ -48,7 +51,8 @@ def check(path: Path, x: Tensor, d: Tensor, sigma: Tensor | NDArray[Any], rgb: T
 
 def layer(m: State, name: str, h: Tensor) -> Tensor:
     weight: Tensor = m[f"{name}.weight"]
-    return h @ weight.double().T + m[f"{name}.bias"].double()
+    bias: Tensor = m[f"{name}.bias"]
+    return h @ weight.double().T + bias.double()
 
 
 def harmonics(v: Tensor, odd: float) -> Tensor:
@@ -306,3 +310,73 @@ def test_vanilla_nerf_asks_for_its_box(tmp_path: Path) -> None:
     config.write_text(config.read_text() + "    enable_temporal_distortion: true\n")
     with pytest.raises(InputError, match="moves in time"):
         Nerfstudio().read(open_manifest(path), ReadOptions())
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
+
+
+@pytest.mark.parametrize("background", [None, (0.0, 0.0, 0.0), (0.25, 0.5, 1.0)])
+def test_vanilla_nerf_is_written_back_bit_for_bit(tmp_path: Path, background: Any) -> None:
+    """The program's own sizes; without config.yml, which stands in an entry of ours that the program ignores."""
+    m = vanilla_state(256, 8)
+    for name in ("field_coarse", "field_fine"):
+        m |= linear(f"{name}.mlp_head.layers.0", 128, 283) | linear(f"{name}.mlp_head.layers.1", 128, 128)
+        m |= linear(f"{name}.field_heads.0.net", 3, 128)
+    parts = FORMAT.read(open_manifest(saved(tmp_path, m)), ReadOptions(background=background))
+    out = tmp_path / "elsewhere" / "out.ckpt"
+    out.parent.mkdir()
+    (tmp_path / "config.yml").unlink()
+    FORMAT.write(parts, out)
+    FORMAT.write(parts, out.with_name("again.ckpt"))
+    assert out.read_bytes() == out.with_name("again.ckpt").read_bytes()
+    back = torch.load(out, weights_only=True)
+    assert {"step", "pipeline", "optimizers", "schedulers", "scalers"} <= back.keys()
+    assert back["step"] == 7
+    assert {k.removeprefix("_model.") for k in back["pipeline"]} == m.keys() | {"device_indicator_param"}
+    for key, value in m.items():
+        assert torch.equal(back["pipeline"][f"_model.{key}"], value), key
+    again = FORMAT.read(open_manifest(out), ReadOptions())
+    assert again.config == parts.config
+    assert again.scene.box == parts.scene.box
+    assert again.scene.background == (background or (1.0, 1.0, 1.0))
+    assert (again.scene.near, again.scene.far) == (2.0, 6.0)
+    for key, tensor in parts.tensors.items():
+        np.testing.assert_array_equal(again.tensors[key].numpy(), tensor.numpy())
+
+
+def test_one_network_stands_in_both_places(tmp_path: Path) -> None:
+    config = {**FORMAT.limits("nerf").fixed}
+    scene = Scene(Box.cube(1.0), near=0.5, far=3.0)
+    field = Nerf().build(config, scene, 0)
+    config, tensors = Nerf().save(field)
+    parts = Parts("nerf", config, {k: ArrayTensor(t.numpy()) for k, t in tensors.items()}, scene)
+    FORMAT.write(parts, tmp_path / "out.ckpt")
+    pipeline = torch.load(tmp_path / "out.ckpt", weights_only=True)["pipeline"]
+    fine = {k: v for k, v in pipeline.items() if "field_fine" in k}
+    assert len(fine) == 2 * (8 + 1 + 2 + 1)
+    assert all(torch.equal(v, pipeline[k.replace("field_fine", "field_coarse")]) for k, v in fine.items())
+    back = FORMAT.read(open_manifest(tmp_path / "out.ckpt"), ReadOptions())
+    assert back.config["has_coarse"] is False
+    assert back.tensors.keys() == tensors.keys()
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"width": 128}, "width = 256"),
+        ({"skips": []}, "skips"),
+        ({"density_activation": "relu"}, "density_activation"),
+        ({"mask": {"shape": [1, 1, 1], "origin": [0, 0, 0], "cell": 1.0}}, "mask"),
+        ({"coarse": {"depth": 4}}, "two networks"),
+    ],
+)
+def test_what_vanilla_nerf_cannot_hold_is_refused(tmp_path: Path, config: dict[str, Any], match: str) -> None:
+    fixed = {**FORMAT.limits("nerf").fixed, **config}
+    with pytest.raises(RequestError, match=match):
+        FORMAT.write(Parts("nerf", fixed, {}, Scene(Box.cube(1.0))), tmp_path / "out.ckpt")
+    ndc = Scene(Box.cube(1.0), ray_space=RaySpace("ndc"))
+    with pytest.raises(RequestError, match="NDC"):
+        FORMAT.write(Parts("nerf", dict(FORMAT.limits("nerf").fixed), {}, ndc), tmp_path / "out.ckpt")
+    with pytest.raises(RequestError, match="not ngp"):
+        FORMAT.write(Parts("ngp", {}, {}, Scene(Box.cube(1.0))), tmp_path / "out.ckpt")
+    assert not (tmp_path / "out.ckpt").exists()

@@ -10,12 +10,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from pvdconvert.containers import Manifest
-from pvdconvert.errors import InputError, RequestError
+from pvdconvert.containers import Manifest, torch_zip_writer
+from pvdconvert.errors import InputError
 from pvdconvert.plugin import Config, FormatBase, FormatSpec, LazyTensor, Limits, Match, Parts, ReadOptions
 from pvdconvert.scene import IDENTITY, Box, Scene
 from pvdconvert_formats import _nerfstudio_field as nerfacto
 from pvdconvert_formats import _nerfstudio_other as other
+from pvdconvert_formats import _nerfstudio_write as writer
 from pvdconvert_formats._lazy import need
 from pvdconvert_formats._nerf_layers import assume, assumption_note, two_networks
 from pvdconvert_formats._nerfstudio_run import Run, checkpoint_of, method_of, open_run, state_of
@@ -27,7 +28,9 @@ SPEC = FormatSpec(
     code="pvdconvert_formats.nerfstudio:Nerfstudio",
     architectures=("ngp", "tensorf", "nerf"),
     suffixes=(".ckpt",),
-    versions="nerfacto and instant-ngp (torch; tiny-cuda-nn since 2022), tensorf (vm), vanilla-nerf",
+    can_write=True,
+    writes=("nerf",),
+    versions="nerfacto, instant-ngp (torch; tiny-cuda-nn since 2022), tensorf (vm), vanilla-nerf; writes vanilla-nerf",
     verified="nerfacto: a run of the program's own code with its oracle; the others: known answers in the tests",
     program="nerfstudio-project/nerfstudio",
     licence="Apache-2.0",
@@ -133,7 +136,10 @@ class Nerfstudio(FormatBase):
         if run.model.get("enable_temporal_distortion") is True:
             raise InputError(f"{where}: it moves in time (enable_temporal_distortion), which is not supported")
         fine, tensors = other.vanilla(state, "field_fine", "fine", where)
+        coarse: Config | None
         coarse, more = other.vanilla(state, "field_coarse", "coarse", where)
+        if run.own.get("one_network") is True:  # which stands in both places of what we wrote
+            coarse, more = None, {}
         own = run.own.get("box")
         box = options.bounds or (Box.from_json(own) if isinstance(own, dict) else run.box())
         if box is None:
@@ -145,10 +151,10 @@ class Nerfstudio(FormatBase):
         return "nerf", config, tensors | more, scene, (*assumed, *(() if own else ("box",))), ()
 
     def limits(self, architecture: str) -> Limits:
-        return Limits()
+        return Limits(writer.FIXED) if architecture == "nerf" else Limits()
 
     def write(self, parts: Parts, path: Path) -> None:
-        raise RequestError(f"{path}: nerfstudio: holds vanilla-nerf, not {parts.architecture}", hint="add --to nerf")
+        torch_zip_writer.write(path, writer.build(parts, f"{path}: nerfstudio"))
 
 
 def _aabb(state: Mapping[str, LazyTensor], where: str) -> Box:
