@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pvdconvert.field import RadianceField
 
 MAX_TENSOR_BYTES = 1 << 36
-_SLIPS = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RecursionError,
+SLIPS = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RecursionError,
           struct.error)  # fmt: skip
 """What a format's code may slip on in a damaged file: an error of the file, not of the program."""
 
@@ -80,7 +80,7 @@ def take_apart(
     asked = asked or Asked.of(read or ReadOptions())
     try:
         parts = (registry or registries.default()).format(found.format).read(found.manifest, asked)
-    except _SLIPS as error:
+    except SLIPS as error:
         raise InputError(
             f"{found.manifest.path}: format {found.format!r} cannot read it: {type(error).__name__}: {error}",
             hint="pvdconvert inspect shows what the file holds",
@@ -152,7 +152,10 @@ def to_torch(tensors: Mapping[str, LazyTensor], where: str) -> dict[str, torch.T
         count = int(np.prod(lazy.shape, dtype=np.float64)) if lazy.shape else 1
         if count * 4 > MAX_TENSOR_BYTES:
             raise RequestError(f"{where}: tensor {name!r} of shape {lazy.shape} is too large to load")
-        array = lazy.numpy()
+        try:
+            array = lazy.numpy()
+        except SLIPS as error:
+            raise InputError(f"{where}: tensor {name!r} cannot be read: {type(error).__name__}: {error}") from error
         if array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
             raise RequestError(
                 f"{where}: tensor {name!r} holds NaN or infinity", hint="the training that wrote it diverged"

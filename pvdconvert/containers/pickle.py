@@ -29,6 +29,9 @@ _DANGEROUS = frozenset(
 _DANGEROUS_BUILTINS = frozenset({"eval", "exec", "execfile", "compile", "open", "__import__", "input", "breakpoint"})
 
 
+_INT, _SHORT, _UINT, _ULONG, _DOUBLE = (struct.Struct(form) for form in ("<i", "<H", "<I", "<Q", ">d"))
+
+
 def _renamed(module: str, name: str) -> str:
     if module in ("__builtin__", "copy_reg"):
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}[module]
@@ -80,8 +83,15 @@ class Unpickler:
         self.pos = start + count
         return self.data[start : self.pos]
 
-    def number(self, fmt: str) -> Any:
-        return struct.unpack(fmt, self.take(struct.calcsize(fmt)))[0]
+    def number(self, form: struct.Struct) -> Any:
+        value = form.unpack_from(self.data, self.pos)[0]
+        self.pos += form.size
+        return value
+
+    def byte(self) -> int:
+        value = self.data[self.pos]
+        self.pos += 1
+        return value
 
     def line(self) -> str:
         chunk = bytes(self.data[self.pos : self.pos + MAX_LINE])
@@ -309,18 +319,18 @@ _OPS: dict[int, Callable[[Unpickler], None]] = {
     ord("F"): lambda u: u.push(float(u.line())),
     ord("I"): _int,
     ord("L"): lambda u: u.push(int(u.line().rstrip("L"))),
-    ord("J"): lambda u: u.push(u.number("<i")),
-    ord("K"): lambda u: u.push(u.number("<B")),
-    ord("M"): lambda u: u.push(u.number("<H")),
+    ord("J"): lambda u: u.push(u.number(_INT)),
+    ord("K"): lambda u: u.push(u.byte()),
+    ord("M"): lambda u: u.push(u.number(_SHORT)),
     ord("N"): lambda u: u.push(None),
     ord("P"): lambda u: _persid(u, u.line()),
     ord("Q"): lambda u: _persid(u, u.stack.pop()),
     ord("R"): _reduce,
     ord("S"): _string,
-    ord("T"): lambda u: _latin(u, u.number("<i")),
-    ord("U"): lambda u: _latin(u, u.number("<B")),
+    ord("T"): lambda u: _latin(u, u.number(_INT)),
+    ord("U"): lambda u: _latin(u, u.byte()),
     ord("V"): lambda u: u.push(u.line().encode("latin1", "backslashreplace").decode("raw-unicode-escape")),
-    ord("X"): lambda u: u.push(u.text(u.number("<I"))),
+    ord("X"): lambda u: u.push(u.text(u.number(_UINT))),
     ord("a"): _append,
     ord("b"): _build,
     ord("c"): _global,
@@ -328,20 +338,20 @@ _OPS: dict[int, Callable[[Unpickler], None]] = {
     ord("}"): lambda u: u.push({}),
     ord("e"): _bulk(Unpickler.extend),
     ord("g"): lambda u: u.push(u.memo[int(u.line())]),
-    ord("h"): lambda u: u.push(u.memo[u.number("<B")]),
+    ord("h"): lambda u: u.push(u.memo[u.byte()]),
     ord("i"): _inst,
-    ord("j"): lambda u: u.push(u.memo[u.number("<I")]),
+    ord("j"): lambda u: u.push(u.memo[u.number(_UINT)]),
     ord("l"): lambda u: u.push(u.pop_mark()),
     ord("]"): lambda u: u.push([]),
     ord("o"): _obj,
     ord("p"): lambda u: _memo_put(u, int(u.line())),
-    ord("q"): lambda u: _memo_put(u, u.number("<B")),
-    ord("r"): lambda u: _memo_put(u, u.number("<I")),
+    ord("q"): lambda u: _memo_put(u, u.byte()),
+    ord("r"): lambda u: _memo_put(u, u.number(_UINT)),
     ord("s"): _set_item,
     ord("t"): lambda u: u.push(tuple(u.pop_mark())),
     ord(")"): lambda u: u.push(()),
     ord("u"): _bulk(Unpickler.set_items),
-    ord("G"): lambda u: u.push(u.number(">d")),
+    ord("G"): lambda u: u.push(u.number(_DOUBLE)),
     0x80: _skip(1),
     0x81: _reduce,
     0x85: _tuple_n(1),
@@ -349,13 +359,13 @@ _OPS: dict[int, Callable[[Unpickler], None]] = {
     0x87: _tuple_n(3),
     0x88: lambda u: u.push(True),
     0x89: lambda u: u.push(False),
-    0x8A: lambda u: u.push(u.long(u.number("<B"))),
-    0x8B: lambda u: u.push(u.long(u.number("<I"))),
-    ord("B"): lambda u: u.push(bytes(u.take(u.number("<I")))),
-    ord("C"): lambda u: u.push(bytes(u.take(u.number("<B")))),
-    0x8C: lambda u: u.push(u.text(u.number("<B"))),
-    0x8D: lambda u: u.push(u.text(u.number("<Q"))),
-    0x8E: lambda u: u.push(bytes(u.take(u.number("<Q")))),
+    0x8A: lambda u: u.push(u.long(u.byte())),
+    0x8B: lambda u: u.push(u.long(u.number(_UINT))),
+    ord("B"): lambda u: u.push(bytes(u.take(u.number(_UINT)))),
+    ord("C"): lambda u: u.push(bytes(u.take(u.byte()))),
+    0x8C: lambda u: u.push(u.text(u.byte())),
+    0x8D: lambda u: u.push(u.text(u.number(_ULONG))),
+    0x8E: lambda u: u.push(bytes(u.take(u.number(_ULONG)))),
     0x8F: lambda u: u.push(set()),
     0x90: _bulk(Unpickler.extend),
     0x91: lambda u: u.push(make_set(u, u.pop_mark())),
@@ -363,7 +373,7 @@ _OPS: dict[int, Callable[[Unpickler], None]] = {
     0x93: _stack_global,
     0x94: lambda u: _memo_put(u, len(u.memo)),
     0x95: _skip(8),
-    0x96: lambda u: u.push(bytes(u.take(u.number("<Q")))),
+    0x96: lambda u: u.push(bytes(u.take(u.number(_ULONG)))),
 }
 
 
