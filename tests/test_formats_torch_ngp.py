@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pvdconvert.cameras import Camera
 from pvdconvert.containers import open_manifest
 from pvdconvert.errors import InputError, PvdError, RequestError
+from pvdconvert.pipeline import convert
 from pvdconvert.plugin import ArrayTensor, Parts, ReadOptions
 from pvdconvert.scene import Box, Scene
 from pvdconvert_formats import _torch_ngp_grid as grids
@@ -363,3 +366,35 @@ def test_limits_hold_what_is_planned_inside_them() -> None:
     assert limits.fixed["index_rule"] == "torch-ngp"
     program = limits.defaults
     assert (program["levels"], program["log2_table"], program["hidden"]) == (16, 19, 64)
+
+
+def test_scene_beyond_the_layout_comes_back(tmp_path: Path) -> None:
+    """Cameras, the way to the data set and all else that the program's file has no place for."""
+    parts = read(saved(tmp_path, state(table=14)))
+    camera = Camera(64, 48, 50.0, 55.0, 30.0, 20.0, ((0.0, 1.0, 0.0, 3.0), (0.0, 0.0, 1.0, -2.0), (1.0, 0.0, 0.0, 1.0)))
+    world = ((2.0, 0, 0, 1.0), (0, 2.0, 0, 0.0), (0, 0, 2.0, -1.0), (0, 0, 0, 1.0))
+    scene = dataclasses.replace(parts.scene, cameras=(camera,), world=world, near=0.5, far=9.0, color_space="linear")
+    FORMAT.write(dataclasses.replace(parts, scene=scene), tmp_path / "out.pth")
+    torch.load(tmp_path / "out.pth", weights_only=True)
+    assert read(tmp_path / "out.pth").scene == scene
+    tree = {"model": state(), "pvdconvert": {"scene": {"box": 3}}}
+    torch.save(tree, tmp_path / "bad.pth")
+    with pytest.raises(InputError, match="scene"):
+        read(tmp_path / "bad.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_through_the_native_layout_and_back(tmp_path: Path, dtype: torch.dtype) -> None:
+    """torch-ngp -> safetensors -> torch-ngp: the same bits, types and scene; nothing is trained."""
+    cells = [(0, 3, 4, 5), (0, 127, 0, 64)]
+    model = {k: v.to(dtype) if k.endswith((".weight", ".embeddings")) else v for k, v in state(table=12).items()}
+    path = saved(tmp_path, model | {"density_bitfield": torch.from_numpy(bits_of(cells))})
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.pth"
+    convert(path, to="ngp", out=first, exact=True)
+    convert(first, to="ngp", as_="torch-ngp", out=second, exact=True)
+    back = torch.load(second, weights_only=True)["model"]
+    for key, value in model.items():
+        assert back[key].dtype == value.dtype, key
+        assert torch.equal(back[key], value), key
+    assert read(second).scene == read(path).scene
+    assert read(second).config == read(path).config

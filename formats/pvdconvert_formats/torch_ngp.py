@@ -1,4 +1,4 @@
-"""ashawkey/torch-ngp ``ngp*.pth``: hash grid and tiny MLPs (layouts section 2.1). Reads and writes; imports no torch.
+"""ashawkey/torch-ngp ``ngp*.pth``: hash grid and tiny MLPs (layouts sections 2.1 to 2.3). Imports no torch.
 
 The file lacks the grid's resolutions: they are told from ``encoder.offsets``, or given (``desired_resolution``,
 ``per_level_scale`` in ``ReadOptions.extra``). ``density_bitfield`` is part of the function: the renderer
@@ -7,6 +7,7 @@ skips the rest.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections import OrderedDict
@@ -28,9 +29,10 @@ from pvdconvert.plugin import (
     Parts,
     ReadOptions,
 )
-from pvdconvert.scene import Scene
+from pvdconvert.scene import Box, Scene
 from pvdconvert_formats import _torch_ngp_grid as grids
 from pvdconvert_formats import _torch_ngp_state as state_dict
+from pvdconvert_formats import _torch_ngp_variants as variants
 from pvdconvert_formats._nerf_layers import assume
 
 SPEC = FormatSpec(
@@ -40,7 +42,8 @@ SPEC = FormatSpec(
     code="pvdconvert_formats.torch_ngp:TorchNgp",
     architectures=("ngp",),
     suffixes=(".pth",),
-    verified="known answers of the grid's index rule and of the network, derived in the tests",
+    versions="main network, --tcnn and --ff; full and best checkpoints, bare weights; writes the main network",
+    verified="known answers of the grid's index rule and of the networks, derived in the tests",
     can_write=True,
     program="ashawkey/torch-ngp",
     licence="MIT",
@@ -56,6 +59,11 @@ FIXED = {
     "density_activation": "exp",
     "color_activation": "sigmoid",
     "density_scale": 1.0,
+    "grid_type": None,
+    "color_constants": None,
+    "view_input": "unit",
+    "bias": False,
+    "density_clip": None,
 }
 _MARKS = ("encoder.embeddings", "encoder.offsets", "sigma_net.0.weight", "color_net.0.weight")
 _BUFFERS = {"aabb_train", "aabb_infer", "density_grid", "density_bitfield", "step_counter", "encoder.offsets"}
@@ -63,7 +71,8 @@ _BUFFERS = {"aabb_train", "aabb_infer", "density_grid", "density_bitfield", "ste
 
 def _state(manifest: Manifest) -> dict[str, LazyTensor]:
     """The state_dict's tensors: under "model", or bare."""
-    prefix = "model." if f"model.{_MARKS[0]}" in manifest.tensors else ""
+    inner = any(k.startswith("model.encoder.") for k in manifest.tensors)
+    prefix = "model." if inner else ""
     return {k.removeprefix(prefix): t for k, t in manifest.tensors.items() if k.startswith(prefix)}
 
 
@@ -71,6 +80,11 @@ def probe(manifest: Manifest) -> Match | None:
     if not manifest.kind.startswith("torch-"):
         return None
     state = _state(manifest)
+    if (kind := variants.kind_of(state)) is not None:
+        odd = _surplus(state, kind)
+        if not odd:
+            return Match(0.95, f"encoder, sigma_net and color_net as flat vectors: the {kind} network")
+        return Match(0.2, f"torch-ngp's {kind} network, but with {odd[0]!r}, which its NeRF network does not have")
     missing = [k for k in _MARKS if k not in state]
     if len(missing) == len(_MARKS):
         return None
@@ -86,7 +100,9 @@ def probe(manifest: Manifest) -> Match | None:
     return Match(0.95, "encoder.embeddings with encoder.offsets, sigma_net and color_net")
 
 
-def _surplus(state: Mapping[str, Any]) -> list[str]:
+def _surplus(state: Mapping[str, Any], kind: str | None = None) -> list[str]:
+    if kind is not None:
+        return sorted(set(state) - {*variants.TCNN, *variants.FF, *_BUFFERS, "encoder_dir.params"})
     own = re.compile(r"(sigma_net|color_net|bg_net)\.\d+\.weight|encoder(_bg)?\.(embeddings|offsets)")
     return sorted(k for k in state if k not in _BUFFERS and not own.fullmatch(k))
 
@@ -97,30 +113,41 @@ class TorchNgp(FormatBase):
     def read(self, manifest: Manifest, options: ReadOptions) -> Parts:
         where = f"{manifest.path}: torch-ngp"
         state = _state(manifest)
-        for key in _MARKS:
-            if key not in state:
-                raise InputError(f"{where}: tensor {key!r} is missing")
-        for key in _surplus(state)[:1]:
+        kind = variants.kind_of(state)
+        if kind is None:
+            for key in _MARKS:
+                if key not in state:
+                    raise InputError(f"{where}: tensor {key!r} is missing")
+        for key in _surplus(state, kind)[:1]:
             raise InputError(f"{where}: tensor {key!r} has no place in its NeRF network")
         notes: list[str] = []
         own = manifest.tree.get(EXTRA) if isinstance(manifest.tree, dict) else None
         own = own if isinstance(own, dict) else {}
         bound, box = state_dict.read_boxes(state, options, where)
         config: Config = {**FIXED, "box": [[-bound] * 3, [bound] * 3], "mask": None}
-        grid, assumed = state_dict.read_grid(state, bound, options, own, where, notes)
-        config |= grid | state_dict.read_networks(state, config | grid, where)
-        tensors = {k: t for k, t in state.items() if k not in _BUFFERS and not k.startswith(("encoder_bg.", "bg_net."))}
-        if len(tensors) != len([k for k in state if k not in _BUFFERS]):
-            notes.append("its background network (bg_net) is left out: rays end on a white background")
+        if kind is not None:
+            more, tensors, assumed = variants.read(kind, state, bound, options, own, where, notes)
+            config |= more
+        else:
+            grid, assumed = state_dict.read_grid(state, bound, options, own, where, notes)
+            config |= grid | state_dict.read_networks(state, config | grid, where)
+            weights = [k for k in state if k not in _BUFFERS]
+            tensors = {k: state[k] for k in weights if not k.startswith(("encoder_bg.", "bg_net."))}
+            if len(tensors) != len(weights):
+                notes.append("its background network (bg_net) is left out: rays end on a white background")
         exact, bits = own.get("mask"), manifest.tensors.get(f"{EXTRA}.mask.bits")
         if isinstance(exact, dict) and bits is not None:
             config["mask"] = {key: value for key, value in exact.items() if key != "bits"}
             tensors["mask.bits"] = bits
         elif "density_bitfield" in state:
             state_dict.read_mask(state["density_bitfield"], bound, config, tensors, where, notes)
-        white = own.get("background", [1.0, 1.0, 1.0])
-        scene = Scene(box, background=tuple(white), near=MIN_NEAR, step=STEP)
-        scene = assume(scene, options, ("near", "step", *(() if "background" in own else ("background",)), *assumed))
+        scene = _usual(box)
+        if isinstance(own.get("scene"), dict):
+            try:
+                scene, assumed = Scene.from_json(own["scene"]), ()
+            except InputError as error:
+                raise InputError(f"{where}: {EXTRA}: {error}") from error
+        scene = assume(scene, options, (*scene.assumed, *assumed))
         step = {k: manifest.meta[k] for k in ("epoch", "global_step") if k in manifest.meta}
         return Parts("ngp", config, tensors, scene, {"program": "ashawkey/torch-ngp", **step}, tuple(notes))
 
@@ -177,6 +204,8 @@ class TorchNgp(FormatBase):
             "stats": {"loss": [], "valid_loss": [], "results": [], "checkpoints": [], "best_result": None},
         }
         extra = _unsaid(parts, offsets, bound)
+        if dataclasses.replace(parts.scene, assumed=()) != dataclasses.replace(_usual(_boxed(model)), assumed=()):
+            extra["scene"] = parts.scene.to_json()
         if bits is not None:
             held = grids.read_bitfield(model["density_bitfield"], bound)
             if held[0] != config["mask"] or not np.array_equal(held[1], bits):
@@ -184,6 +213,17 @@ class TorchNgp(FormatBase):
         if extra:
             top[EXTRA] = extra
         torch_zip_writer.write(path, {**top, "model": model})
+
+
+def _usual(box: Box) -> Scene:
+    """The scene of a file that says nothing but its box."""
+    assumed = ("near", "step", "background")
+    return Scene(box, background=(1.0, 1.0, 1.0), near=MIN_NEAR, step=STEP, assumed=assumed)
+
+
+def _boxed(model: Mapping[str, Any]) -> Box:
+    a, b, c, d, e, f = (float(v) for v in model["aabb_infer"])
+    return Box((a, b, c), (d, e, f))
 
 
 def _bound_of(parts: Parts, where: str) -> float:
@@ -215,6 +255,4 @@ def _unsaid(parts: Parts, offsets: list[int], bound: float) -> dict[str, Any]:
     scale = float(parts.config["per_level_scale"])
     if grids.scale_of(len(offsets) - 1, int(parts.config["base_resolution"]), grids.DESIRED * bound) != scale:
         out["per_level_scale"] = scale
-    if parts.scene.background not in (None, (1.0, 1.0, 1.0)):
-        out["background"] = list(parts.scene.background or ())
     return out
