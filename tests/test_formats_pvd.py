@@ -287,6 +287,26 @@ def test_tensors(tmp_path: Path) -> None:
     assert float((sigma - 1).abs().median()) < 1e-5
 
 
+@pytest.mark.parametrize("bound", [2.0, 3.0])
+def test_larger_bounds_have_several_bitfields(tmp_path: Path, bound: float) -> None:
+    """8.4: a point is looked up in the finest cascade that contains it; bound 3 has cubes of half side 1, 2 and 3."""
+    cascades = 1 + int(np.ceil(np.log2(bound)))
+    bits = np.random.default_rng(1).random(cascades * 128**3) < 0.5
+    field = torch.from_numpy(np.packbits(bits, bitorder="little"))
+    m = volume_model() | boxes([-1.5, -2.0, -1.4, 1.5, 1.9, 1.25], bound) | {"density_bitfield": field}
+    x, d = (v[:1500] for v in queries(1500))
+    x = x * bound
+    low, high = m["aabb_train"][:3].double(), m["aabb_train"][3:].double()
+    at = 2 * (x.double() - low) / (high - low) - 1
+    v = F.grid_sample(m["tensor_volume.0"].double(), at[None, None, None], align_corners=True)[0, :, 0, 0].T
+    rgb = (v[:, 1:].view(-1, 3, 9) * harmonics(d.double())[:, None, :9]).sum(-1).sigmoid()
+    shown = occupied(field.numpy(), x.numpy(), bound)
+    sigma = v[:, 0].clamp(-2, 7).exp().numpy() * shown
+    loaded = open_field(saved(tmp_path, m))
+    check_points(loaded, {"x": x.numpy(), "d": d.numpy(), "sigma": sigma, "rgb": rgb.numpy()})
+    assert loaded.scene.box == Box.cube(bound)
+
+
 def test_tensors_keep_only_what_shows(tmp_path: Path) -> None:
     """One set cell: the eight vertices around it, or those of all lattice cells that it touches."""
     bits = np.zeros(128**3, np.uint8)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pvdconvert.errors import InputError
 from pvdconvert.plugin import ArrayTensor, Config, LazyTensor
 from pvdconvert.scene import Box
+from pvdconvert_formats import _torch_ngp_grid as grids
 from pvdconvert_formats._lazy import Made, need, zeros
 from pvdconvert_formats._nerf_layers import frequencies_of, hidden_last, rows
 
@@ -210,21 +211,16 @@ def _three(values: NDArray[np.float64]) -> tuple[float, float, float]:
     return x, y, z
 
 
-def _cells(mask: Mapping[str, Any] | None, tensors: Tensors) -> NDArray[np.uint8] | None:
-    if mask is None:
-        return None
-    shape = [int(n) for n in mask["shape"]]
-    bits = np.unpackbits(tensors["mask.bits"].numpy(), count=math.prod(shape), bitorder="little")
-    return bits.reshape(shape)
-
-
 def _shown(mask: Mapping[str, Any] | None, tensors: Tensors, scene: Box) -> tuple[NDArray[Any], NDArray[Any]]:
     """The corners of what is rendered: the set cells of the mask within the scene's box."""
     low, high = np.array(scene.min), np.array(scene.max)
-    cells = _cells(mask, tensors)
-    if cells is None or mask is None or not cells.any():
+    if mask is None or "halves" in mask:  # nested cubes reach to the bound
         return low, high
+    shape = [int(n) for n in mask["shape"]]
+    cells = np.unpackbits(tensors["mask.bits"].numpy(), count=math.prod(shape), bitorder="little").reshape(shape)
     at = np.argwhere(cells)
+    if not len(at):
+        return low, high
     return (
         np.maximum(low, mask["origin"] + mask["cell"] * at.min(0)),
         np.minimum(high, mask["origin"] + mask["cell"] * (at.max(0) + 1)),
@@ -235,18 +231,12 @@ def _vertices(
     mask: Mapping[str, Any] | None, tensors: Tensors, origin: NDArray[Any], cell: NDArray[Any], shape: NDArray[Any]
 ) -> NDArray[np.bool_]:
     """bool [nx, ny, nz]: the corners of lattice cells that share volume with a set cell of the mask."""
-    cells = _cells(mask, tensors)
-    if cells is None or mask is None:
+    if mask is None:
         return np.ones(tuple(shape), bool)
-    out: NDArray[Any] = cells.astype(bool)
+    edges = [o + c * np.arange(n) for o, c, n in zip(origin, cell, shape)]
+    out = grids.covered(mask, tensors["mask.bits"].numpy(), edges)
     for axis in range(3):
-        edges = (origin[axis] + cell[axis] * np.arange(shape[axis]) - mask["origin"][axis]) / mask["cell"]
-        first = np.clip(np.floor(edges[:-1] - 1e-6), 0, cells.shape[axis]).astype(int)
-        last = np.clip(np.ceil(edges[1:] + 1e-6), 0, cells.shape[axis]).astype(int)
-        sums = np.concatenate([np.zeros_like(out.take([0], axis), int), np.cumsum(out, axis, dtype=int)], axis)
-        out = sums.take(last, axis) > sums.take(first, axis)
-        pad = [(1, 1) if a == axis else (0, 0) for a in range(3)]
-        out = np.pad(out, pad)
-        n = out.shape[axis]
-        out = out.take(range(n - 1), axis) | out.take(range(1, n), axis)
+        padded = np.pad(out, [(1, 1) if a == axis else (0, 0) for a in range(3)])
+        n = padded.shape[axis]
+        out = padded.take(range(n - 1), axis) | padded.take(range(1, n), axis)
     return out
