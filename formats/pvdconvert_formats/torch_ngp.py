@@ -91,9 +91,7 @@ def probe(manifest: Manifest) -> Match | None:
     if missing:
         return Match(0.1, f"has {next(k for k in _MARKS if k in state)!r} but not {missing[0]!r}")
     if state["encoder.offsets"].shape == (15,) and state["sigma_net.0.weight"].shape == (64, 28):
-        return Match(
-            0.2, "a torch-ngp grid, but of 14 levels: AAAI2023-PVD, whose density is clamped (not yet supported)"
-        )
+        return Match(0.2, "a torch-ngp grid, but of 14 levels: AAAI2023-PVD, whose density is clamped")
     odd = _surplus(state)
     if odd:
         return Match(0.2, f"a torch-ngp hash grid, but with {odd[0]!r}, which its NeRF network does not have")
