@@ -54,7 +54,7 @@ def _own(tensors: Mapping[str, LazyTensor], prefix: str) -> dict[str, LazyTensor
     return own
 
 
-def _network(own: Mapping[str, LazyTensor], prefix: str, name: str, where: str) -> tuple[Config, nerf.Tensors, bool]:
+def network(own: Mapping[str, LazyTensor], prefix: str, name: str, where: str) -> tuple[Config, nerf.Tensors, bool]:
     """Configuration and tensors of one network, and whether it has view directions."""
     layers = nerf.Layers(f"{where}: {prefix.rstrip('.')}", own)
     config = layers.trunk(nerf.numbered(own, r"pts_linears\.(\d+)", layers.where), name)
@@ -98,15 +98,15 @@ class NerfPytorch(FormatBase):
             raise InputError(f"{where}: 'network_fn_state_dict' is missing or empty", hint="is the file complete?")
         notes: list[str] = []
         if fine and ours is not None and ours.get("one_network") is True:
-            config, tensors, views = _network(fine, FINE, "fine", where)
+            config, tensors, views = network(fine, FINE, "fine", where)
             config = nerf.two_networks(config, None, where)
             notes.append("a field of one network, written twice: as coarse and as fine")
         elif fine:
-            config, tensors, views = _network(fine, FINE, "fine", where)
-            other, more, _ = _network(own, COARSE, "coarse", where)
+            config, tensors, views = network(fine, FINE, "fine", where)
+            other, more, _ = network(own, COARSE, "coarse", where)
             config, tensors = nerf.two_networks(config, other, where), {**tensors, **more}
         else:
-            config, tensors, views = _network(own, COARSE, "fine", where)
+            config, tensors, views = network(own, COARSE, "fine", where)
             config = nerf.two_networks(config, None, where)
             notes.append("only one network in the file: it is the field")
         if not views:

@@ -161,7 +161,7 @@ def ndc_directions(x: Tensor, d: Tensor, slopes: tuple[float, float]) -> Tensor:
     return torch.cat([flat, torch.full_like(flat[..., :1], 2.0)], -1)
 
 
-SOFT = 50.0
+SOFT = 10.0
 """A relu student is trained by softplus(b raw) / b with b this over its unit output: off by log(2) / b at most."""
 
 
