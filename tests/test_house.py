@@ -57,6 +57,7 @@ OPEN = {"errors", "progress", "version"}
 # Words of the core that happen to be the name of a format.
 HOMONYMS = {
     "torch-ngp": re.compile(r"(kernels|nn)/hashgrid\w*\.py"),  # an index rule of hash grids
+    "nerfstudio": re.compile(r"(kernels|nn)/hashgrid\w*\.py"),  # likewise
 }
 
 
