@@ -60,7 +60,10 @@ def ndc_rays(o: Tensor, d: Tensor, ray_space: RaySpace) -> tuple[Tensor, Tensor]
     """
     w, h, f, n = ray_space.width, ray_space.height, ray_space.focal, ray_space.near
     if w is None or h is None or f is None or n is None:
-        raise InputError("ray space 'ndc' needs width, height, focal and near", hint="give --config")
+        raise InputError(
+            "ray space 'ndc' needs width, height, focal and near",
+            hint="--extra width=504 --extra height=378 --extra focal=407.5, all in pixels",
+        )
     t = -(n + o[:, 2]) / d[:, 2]
     p = o + t[:, None] * d
     x, y, z = p.unbind(-1)
