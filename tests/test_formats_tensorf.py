@@ -368,6 +368,19 @@ def test_write_is_the_inverse_of_read(tmp_path: Path, model: str, mode: str, cha
     assert out.read_bytes() == (tmp_path / "again.th").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("own", "match"),
+    [
+        ({"mask": {"shape": [1, 1, 1]}}, r"mask\.bits is missing"),
+        ({"scene": {"box": 3}}, "pvdconvert.scene"),
+        ({"scene": {"box": {"min": [0, 0, 0], "max": [1, 1, 1]}, "ray_space": "x"}}, "pvdconvert.scene"),
+    ],
+)
+def test_our_own_entry_is_checked_too(tmp_path: Path, own: dict[str, Any], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        read(saved(tmp_path, {**hand_made("TensorVMSplit", "SH"), "pvdconvert": own}))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("architecture", ["tensorf", "tensorf-cp"])
 def test_a_students_mask_cuts_the_same_in_the_program(tmp_path: Path, architecture: str) -> None:

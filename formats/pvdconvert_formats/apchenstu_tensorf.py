@@ -6,6 +6,7 @@ missing there has the constructor's default. ``alphaMask`` is part of the functi
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,14 +101,18 @@ class ApchenstuTensorf(FormatBase):
             file.alpha_mask(manifest, config, tensors)
         elif isinstance(own.get("mask"), dict):
             config["mask"] = {key: own["mask"].get(key) for key in ("shape", "origin", "cell")}
-            tensors["mask.bits"] = manifest.tensors[f"{writer.EXTRA}.mask.bits"]
+            bits = manifest.tensors.get(f"{writer.EXTRA}.mask.bits")
+            if bits is None:
+                raise InputError(f"{where}: {writer.EXTRA}.mask.bits is missing", hint="is the file complete?")
+            tensors["mask.bits"] = bits
         if isinstance(own.get("box"), dict):
             config["box"] = own["box"]
         scene = self._scene(file, box, resolution, config, options, own)
         unknown = [k for k in tree if k not in _TOP]
         if unknown:
             notes.append(f"left out, the program does not read it: {', '.join(sorted(map(str, unknown)))}")
-        scalars = {k: v for k, v in file.kwargs.items() if type(v) in (int, float, str, bool)}
+        plain = {k: v for k, v in file.kwargs.items() if type(v) in (int, float, str, bool)}
+        scalars = {k: v for k, v in plain.items() if not isinstance(v, float) or math.isfinite(v)}
         provenance = {"program": "apchenstu/TensoRF", "model": kind, "kwargs": scalars}
         architecture = "tensorf-cp" if kind == "TensorCP" else "tensorf"
         return Parts(architecture, config, tensors, scene, provenance, (*notes, *assumption_note(scene)))
@@ -116,7 +121,10 @@ class ApchenstuTensorf(FormatBase):
         self, file: File, box: Box, resolution: list[int], config: Config, options: ReadOptions, own: Mapping[str, Any]
     ) -> Scene:
         if isinstance(own.get("scene"), dict):
-            scene = Scene.from_json(own["scene"])
+            try:
+                scene = Scene.from_json(own["scene"])
+            except (InputError, AttributeError) as error:
+                raise InputError(f"{file.where}: {writer.EXTRA}.scene: {error}") from error
             return assume(scene, options, scene.assumed)
         near, far = file.pair("near_far")
         if (near, far) == (0.0, 1.0) and box.min[2] >= -1.001 and box.max[2] <= 1.001:

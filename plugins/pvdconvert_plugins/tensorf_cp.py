@@ -67,7 +67,7 @@ class TensorfCp(Tensorial):
     def param_groups(self, field: RadianceField) -> list[dict[str, Any]]:
         assert isinstance(field, TensorfCpField)
         return [
-            {"params": list(field.density_grid.parameters()), "lr": 1e-2, "name": "density lines"},
+            {"params": list(field.density_grid.parameters()), "lr": 2e-2, "name": "density lines"},
             {"params": list(field.color_grid.parameters()), "lr": 2e-2, "name": "colour lines"},
             {"params": heads(field), "lr": 5e-3, "name": "colour network"},
         ]
