@@ -237,3 +237,9 @@ def test_no_room_to_unpack_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_prose_is_no_zlib(tmp_path: Path) -> None:
     assert put(tmp_path, b"x^2 + y^2 = 1 is a circle, and nothing that anybody has compressed").kind == "unknown"
+
+
+def test_thousands_of_images(tmp_path: Path) -> None:
+    image = {"start": [[1.0] * 4] * 3, "end": [[1.0] * 4] * 3, "lens": {"k1": 0.0}, "focal": [1.0, 2.0]}
+    m = put(tmp_path, msgpack.packb({"xforms": [image] * 9000}))
+    assert len(m.tree["xforms"]) == 9000

@@ -28,6 +28,7 @@ CHECKPOINTS = frozenset(
     {"torch-zip", "torch-legacy", "npy", "npz", "safetensors", "msgpack", "gzip", "zlib", "pickle", "zip"}
 )
 """Kinds that can hold weights: a folder's children of other kinds are left alone."""
+_PACKED = ("msgpack", "gzip", "zlib")
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,8 @@ def _decode(data: memoryview, path: Path) -> Manifest:
     elif kind == "safetensors":
         tensors, meta = safetensors.read(data, where)
         return Manifest(path, kind, len(data), dict(tensors), tensors, meta)
-    found, meta_, modules = _flatten(tree, where)
+    # A snapshot of thousands of images has a hundred values for each.
+    found, meta_, modules = _flatten(tree, where, msgpack.MAX_VALUES if tree and kind in _PACKED else MAX_NODES)
     if kind in ("torch-zip", "torch-legacy", "pickle", "npy"):
         _refuse_programs(tree if kind != "npy" else None, found, modules, where)
     if sum(getattr(t, "nbytes", 0) for t in found.values()) > 8 * size + (256 << 20):
@@ -235,13 +237,12 @@ def _read_json(data: memoryview, where: str) -> Any:
         raise InputError(f"{where}: corrupt JSON: {error}") from error
 
 
-def _flatten(tree: Any, where: str) -> tuple[dict[str, LazyTensor], dict[str, Any], list[Stub]]:
+def _flatten(tree: Any, where: str, left: int = MAX_NODES) -> tuple[dict[str, LazyTensor], dict[str, Any], list[Stub]]:
     """(tensors by path, scalars by path, pickled modules), in file order, with bounded work."""
     tensors: dict[str, LazyTensor] = {}
     meta: dict[str, Any] = {}
     modules: list[Stub] = []
     todo: list[tuple[str, Any, int]] = [("", tree, 0)]
-    left = MAX_NODES
     while todo:
         name, value, depth = todo.pop()
         left -= 1
