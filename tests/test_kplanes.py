@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-import peers
 import pytest
 
 from pvdconvert.containers import open_manifest
@@ -15,6 +15,7 @@ from pvdconvert.loading import open_field
 from pvdconvert.plugin import FORMAT_GROUP, PLUGIN_GROUP
 from pvdconvert.registry import Origin, Registry, installed, resolve
 from pvdconvert.testing import check_architecture, check_format
+from tests import peers
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def registry(repo: Path) -> Iterator[Registry]:
     def points(group: str) -> list[Origin]:
         own = project["entry-points"][group]
         made = [
-            Origin(name, value, project["name"], project["version"], lambda value=value: resolve(value))
+            Origin(name, value, project["name"], project["version"], functools.partial(resolve, value))
             for name, value in own.items()
         ]
         return [*installed(group), *made]
