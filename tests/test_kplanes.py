@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -76,3 +77,14 @@ def test_it_claims_no_other_file(data_root: Path, registry: Registry) -> None:
             found[path.relative_to(data_root / "checkpoints").as_posix()] = match.score if match else 0.0
     assert len(found) > 10
     assert {name for name, score in found.items() if score >= 0.3} == {"peers/K-Planes/model.pth"}
+
+
+def test_the_tutorial_shows_the_example(repo: Path) -> None:
+    """Every paragraph of code in docs/writing-a-plugin.md stands, word for word, in the file that it names."""
+    page = (repo / "docs/writing-a-plugin.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```(?:python|toml)\n# (\S+)\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == page.count("```python") + page.count("```toml") >= 8
+    for name, code in blocks:
+        source = (repo / "examples/kplanes" / name).read_text(encoding="utf-8")
+        for paragraph in code.replace("    ...\n", "").split("\n\n"):
+            assert paragraph.strip("\n") in source, f"{name}: {paragraph}"
