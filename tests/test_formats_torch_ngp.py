@@ -269,17 +269,12 @@ def test_probe_leaves_relatives_alone(tmp_path: Path) -> None:
     assert probe(open_manifest(saved(tmp_path, {"w": torch.zeros(2)}))) is None
 
 
-def test_bounds_and_background_net(tmp_path: Path) -> None:
+def test_bounds_and_background(tmp_path: Path) -> None:
     path = saved(tmp_path, changed(aabb_infer=None, aabb_train=None))
     parts = FORMAT.read(open_manifest(path), ReadOptions(bounds=Box.cube(1.0), background=(0.0, 0.0, 0.0)))
     assert parts.scene.box == Box.cube(1.0)
     assert parts.scene.background == (0.0, 0.0, 0.0)
     assert "background" not in parts.scene.assumed
-    extra = {"encoder_bg.embeddings": torch.zeros(8, 2), "encoder_bg.offsets": torch.zeros(5, dtype=torch.int32),
-             "bg_net.0.weight": torch.zeros(64, 24), "bg_net.1.weight": torch.zeros(3, 64)}  # fmt: skip
-    parts = read(saved(tmp_path, state() | extra))
-    assert not any(k.startswith(("bg_net", "encoder_bg")) for k in parts.tensors)
-    assert any("bg_net" in note for note in parts.notes)
 
 
 # ------------------------------------------------------------------------------------------------- writing

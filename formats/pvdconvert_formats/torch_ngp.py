@@ -30,6 +30,7 @@ from pvdconvert.plugin import (
     ReadOptions,
 )
 from pvdconvert.scene import Box, Scene
+from pvdconvert_formats import _torch_ngp_background as background
 from pvdconvert_formats import _torch_ngp_grid as grids
 from pvdconvert_formats import _torch_ngp_state as state_dict
 from pvdconvert_formats import _torch_ngp_variants as variants
@@ -119,6 +120,7 @@ class TorchNgp(FormatBase):
         for key in _surplus(state, kind)[:1]:
             raise InputError(f"{where}: tensor {key!r} has no place in its NeRF network")
         notes: list[str] = []
+        behind = False
         own = manifest.tree.get(EXTRA) if isinstance(manifest.tree, dict) else None
         own = own if isinstance(own, dict) else {}
         bound, box = state_dict.read_boxes(state, options, where)
@@ -131,8 +133,7 @@ class TorchNgp(FormatBase):
             config |= grid | state_dict.read_networks(state, config | grid, where)
             weights = [k for k in state if k not in _BUFFERS]
             tensors = {k: state[k] for k in weights if not k.startswith(("encoder_bg.", "bg_net."))}
-            if len(tensors) != len(weights):
-                notes.append("its background network (bg_net) is left out: rays end on a white background")
+            behind = len(tensors) != len(weights)
         exact, bits = own.get("mask"), manifest.tensors.get(f"{EXTRA}.mask.bits")
         if isinstance(exact, dict) and bits is not None:
             config["mask"] = {key: value for key, value in exact.items() if key != "bits"}
@@ -140,6 +141,13 @@ class TorchNgp(FormatBase):
         elif "density_bitfield" in state:
             state_dict.read_mask(state["density_bitfield"], bound, config, tensors, where, notes)
         scene = _usual(box)
+        if behind:
+            color, spread = background.mean_color(state, where)
+            scene = dataclasses.replace(scene, background=color)
+            notes.append(
+                f"its background network (bg_net) is replaced by its mean colour {color[0]:.3f}, {color[1]:.3f}, "
+                f"{color[2]:.3f}, from which it deviates by {spread:.3f}"
+            )
         if isinstance(own.get("scene"), dict):
             try:
                 scene, assumed = Scene.from_json(own["scene"]), ()
