@@ -75,8 +75,7 @@ def _place(d: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _grid(place: NDArray[np.float64], table: NDArray[np.float64], offsets: list[int]) -> NDArray[np.float64]:
     """gridencoder in two dimensions, bound 1: [N, levels * features]."""
-    x01 = (place + 1) / 2
-    inside = np.asarray((x01 >= 0) & (x01 <= 1)).all(1)
+    x01 = np.clip((place + 1) / 2, 0.0, 1.0)
     growth = scale_of(len(offsets) - 1, BASE, DESIRED)
     step = np.float32(np.log2(growth))
     out = []
@@ -93,7 +92,7 @@ def _grid(place: NDArray[np.float64], table: NDArray[np.float64], offsets: list[
             index = i + j * stride if stride * stride <= end - first else i ^ (j * _PRIME & 0xFFFFFFFF)
             weight = np.where(np.array(bits, bool), f, 1 - f).prod(1)
             total += weight[:, None] * table[first + index % (end - first)]
-        out.append(total * inside[:, None])
+        out.append(total)
     return np.concatenate(out, axis=1)
 
 
