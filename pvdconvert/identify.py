@@ -111,6 +111,8 @@ def ask(manifest: Manifest, registry: registries.Registry) -> tuple[Candidate, .
                 found.append(Candidate(name, 0.0, ""))
             else:
                 found.append(Candidate(name, min(1.0, max(0.0, float(match.score))), str(match.reason)))
+        except PvdError as error:  # a refusal in words says why it does not fit
+            found.append(Candidate(name, 0.0, str(error).removeprefix(f"{manifest.path}: ").removeprefix(f"{name}: ")))
         except Exception as error:  # a third party's probe may raise anything
             found.append(
                 Candidate(name, 0.0, f"its probe failed: {type(error).__name__}: {' '.join(str(error).split())}")

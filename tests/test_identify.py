@@ -87,6 +87,14 @@ def test_a_probe_that_fails_is_a_verdict_not_a_crash(formats: Any, array: Path) 
     assert reasons["c"].startswith("its probe failed")
 
 
+def test_a_probe_that_refuses_in_words_says_why_it_does_not_fit(formats: Any, array: Path) -> None:
+    def wordy(manifest: Any) -> None:
+        raise InputError(f"{manifest.path}: a: tensor 'x' has 2 axes, not 1")
+
+    found = identify(array, None, formats(a=wordy, b=fixed(0.9)))
+    assert {c.format: c.reason for c in found.candidates}["a"] == "tensor 'x' has 2 axes, not 1"
+
+
 def test_from_forces(formats: Any, array: Path) -> None:
     registry = formats(alpha=fixed(0.9), beta=lambda m: None)
     forced = identify(array, "beta", registry)

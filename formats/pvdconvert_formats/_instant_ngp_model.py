@@ -42,7 +42,7 @@ def section(root: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
 def whole(table: Mapping[str, Any], key: str, default: int, what: str, low: int = 0, high: int = 1 << 16) -> int:
     """The whole number ``key`` of ``table``. Raises InputError where it is none or out of bounds."""
     value = table.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 != 0:
         raise InputError(f"{what}: {key} is {value!r:.40}, not a whole number")
     if not low <= value <= high:
         raise InputError(f"{what}: {key} = {int(value)} is not in {low}..{high}")

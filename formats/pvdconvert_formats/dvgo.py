@@ -193,7 +193,7 @@ def _grid(state: Mapping[str, LazyTensor], name: str, used: set[str], where: str
 
 def _act_shift(top: Mapping[str, Any], kwargs: Mapping[str, Any], state: Mapping[str, LazyTensor], where: str) -> float:
     """The stored value: scaling steps lower it, so that ``alpha_init`` alone is not enough in newer files."""
-    if "act_shift" in state:
+    if "act_shift" in state and state["act_shift"].shape in ((), (1,)):
         return float(np.asarray(state["act_shift"].numpy(), np.float64).reshape(-1)[0])
     for source in (kwargs, as_mapping(top.get("MaskCache_kwargs")) or {}):
         value = source.get("act_shift")

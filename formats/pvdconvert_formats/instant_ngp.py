@@ -110,7 +110,7 @@ def _params(snapshot: Mapping[str, Any], where: str) -> LazyTensor:
         raise InputError(
             f"{where}: params_type {said!r:.40}, n_params {count!r:.20}: the type of its weights is unknown"
         )
-    if size % ITEM_SIZE[dtype] or (count is not None and count * ITEM_SIZE[dtype] != size):
+    if size % ITEM_SIZE[dtype] or count not in (None, size // ITEM_SIZE[dtype]):
         raise InputError(f"{where}: params_binary holds {size} bytes, {count} {dtype} were expected")
     if isinstance(blob, RawTensor):
         return RawTensor((size // ITEM_SIZE[dtype],), dtype, blob.load)

@@ -81,7 +81,7 @@ def _interleaved(weight: LazyTensor, start: int, octaves: int) -> LazyTensor:
 def _network(own: Mapping[str, LazyTensor], name: str, legacy: bool, where: str) -> tuple[Config, nerf.Tensors]:
     keys = nerf.numbered(own, r"(\d+)", where)
     depth = next((i for i, k in enumerate(keys) if own[f"{k}.weight"].shape[0] == 1), 0)
-    if depth == 0:
+    if depth == 0 or "0.weight" not in own:
         raise InputError(f"{where}: no layer of one output for density after the trunk")
     width, encoded = own["0.weight"].shape
     octaves, plain = nerf.frequencies_of(encoded, where, "Dense_0.kernel")

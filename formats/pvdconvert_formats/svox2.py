@@ -249,7 +249,7 @@ def _refuse_bases(where: str, manifest: Manifest) -> None:
     kind = 4 if "basis_data" in t else 1
     if "basis_type" in t and kind == 1:
         value = t["basis_type"].numpy()
-        if value.size != 1:
+        if value.size != 1 or not np.isfinite(value).all():
             raise InputError(f"{where}: 'basis_type' is not one number")
         kind = int(value.reshape(-1)[0])
     if kind != 1:

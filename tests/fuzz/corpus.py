@@ -1,4 +1,4 @@
-"""Sound seeds of every format, a few hundred kilobytes each at most, from the hand-made files of the formats' tests.
+"""Sound seeds of every format, as small as it allows, from the hand-made files of the formats' tests.
 
 ``python -m tests.fuzz.corpus FOLDER`` writes them, one folder a seed: ``FOLDER/<format>--<n>/``, in it the file that is
 fuzzed (named in ``seed.json``) and whatever lies beside it. Making them may need torch; reading them does not.
@@ -19,7 +19,7 @@ import torch
 
 from pvdconvert.registry import Registry, default
 
-MAX_BYTES = 2 << 20
+MAX_BYTES = 64 << 20
 Built = Iterator[tuple[Path, Mapping[str, str]]]
 """Files, each with the extra entries (``--extra``) that it needs."""
 
@@ -133,6 +133,33 @@ def dvgo(at: Path) -> Built:
     yield saved(at, make(factored=True, direct=False), "factored.tar"), {}
 
 
+def jaxnerf(at: Path) -> Built:
+    from tests.test_formats_jaxnerf import network, save
+
+    yield save(at / "checkpoint_1000000", network(1), network(2)), {}
+
+
+def torch_ngp_tensorf(at: Path) -> Built:
+    from tests.test_formats_torch_ngp_tensorf import saved, state
+
+    for kind in ("vm", "cp"):
+        yield saved(at, state(kind)), {}
+
+
+def ngp_pl(at: Path) -> Built:
+    from tests.test_formats_ngp_pl import state
+
+    torch.save({"epoch": 2, "global_step": 30, "state_dict": state()}, at / "a.ckpt")
+    yield at / "a.ckpt", {}
+
+
+def kilonerf(at: Path) -> Built:
+    from tests.test_formats_kilonerf import networks, save
+
+    yield save(at / "a.pth", networks()), {"resolution": "3,5,2", "bounds": "-1,-1,-1,1,1,1"}
+    yield save(at / "b.pth", networks(independent=True), turned=True), {"resolution": "3,5,2", "bounds": "0,0,0,1,1,1"}
+
+
 BUILDERS: dict[str, Callable[[Path], Built]] = {
     "pvdconvert": native,
     "bmild": bmild,
@@ -148,6 +175,10 @@ BUILDERS: dict[str, Callable[[Path], Built]] = {
     "svox": svox,
     "svox2": svox2,
     "dvgo": dvgo,
+    "jaxnerf": jaxnerf,
+    "kilonerf": kilonerf,
+    "ngp-pl": ngp_pl,
+    "torch-ngp-tensorf": torch_ngp_tensorf,
 }
 
 

@@ -62,6 +62,8 @@ def _change(rng: random.Random, node: Tree) -> Tree:
             return _change_keys(rng, node)
         key = rng.choice(list(node))
         return {**node, key: _change(rng, node[key])}
+    if isinstance(node, msgpack.ExtType):
+        return _extension(rng, node)
     if isinstance(node, (list, tuple)) and node:
         items = list(node)
         if rng.random() < 0.25:
@@ -82,6 +84,19 @@ def _change(rng: random.Random, node: Tree) -> Tree:
     if isinstance(node, np.ndarray):
         return _array(rng, node)
     return _scalar(rng, node)
+
+
+def _extension(rng: random.Random, node: msgpack.ExtType) -> Any:
+    """flax packs an array as an extension that holds [shape, dtype, bytes] in msgpack again."""
+    action = rng.randrange(6)
+    if action == 0:
+        return msgpack.ExtType(rng.choice((0, 1, 2, 3, 127)), node.data)
+    if action == 1:
+        return msgpack.ExtType(node.code, flip(rng, node.data))
+    try:
+        return msgpack.ExtType(node.code, packed(_change(rng, msgpack.unpackb(node.data, strict_map_key=False))))
+    except ValueError:
+        return None
 
 
 def _change_keys(rng: random.Random, node: dict[Any, Any]) -> dict[Any, Any]:
@@ -308,7 +323,7 @@ def packed(tree: Tree) -> bytes:
         return bytes(msgpack.packb({"snapshot": str(tree)[:100]}))
 
 
-def decode(kind: str, manifest: Manifest) -> tuple[Tree, Callable[[Tree], bytes]] | None:
+def decode(kind: str, manifest: Manifest, data: bytes) -> tuple[Tree, Callable[[Tree], bytes]] | None:
     """(the seed's tree, what writes such a tree again), or None for containers that are only changed bytewise."""
     if kind in ("torch-zip", "torch-legacy", "pickle"):
         return plain(manifest.tree), torch_zip
@@ -321,9 +336,10 @@ def decode(kind: str, manifest: Manifest) -> tuple[Tree, Callable[[Tree], bytes]
         tensors: dict[str, LazyTensor] = dict(manifest.tensors)
         return {"tensors": plain(tensors), "meta": meta}, safetensors
     if kind == "msgpack":
-        return plain(manifest.tree), packed
-    if kind in ("gzip", "zlib") and isinstance(manifest.tree, dict):
-        return plain(manifest.tree), lambda tree: gzip.compress(packed(tree), 1, mtime=0)
+        return msgpack.unpackb(data, strict_map_key=False), packed
+    if kind == "gzip" and isinstance(manifest.tree, dict):
+        tree = msgpack.unpackb(gzip.decompress(data), strict_map_key=False)
+        return tree, lambda tree: gzip.compress(packed(tree), 1, mtime=0)
     return None
 
 
