@@ -186,7 +186,10 @@ class Aaai2023Pvd(FormatBase):
         if architecture == "ngp":
             # box: the scene's own, a cube around 0.
             return Limits({**writer.HASH, "box": None}, {"finest_per_unit": 1024, **clip}, cells=grids.GRID)
-        return Limits(writer.VM, clip, cells=grids.GRID) if architecture == "tensorf" else Limits()
+        if architecture == "tensorf":
+            # distill_mutual, which opens such files, cuts the colour features as well.
+            return Limits(writer.VM, {**clip, "feature_clip": list(SIGMA_CLIP)}, cells=grids.GRID)
+        return Limits()
 
     def write(self, parts: Parts, path: Path) -> None:
         torch_zip_writer.write(path, writer.build(parts, f"{path}: aaai2023-pvd"))
