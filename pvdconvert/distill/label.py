@@ -31,6 +31,10 @@ SIDES = 6
 """Directions in which the colour of a visible sample is asked beside its own ray's. With one direction a point,
 students learn the rays by heart: 37.7 dB on the rays of the store, 25.6 dB on others (lego, tensorf)."""
 
+AROUND, AHEAD = (0.1, 1.5), (0.02, 0.2)
+"""How far those directions spread about the ray's own, least and most: a forward-facing scene was never seen, and its
+colours mean nothing, from beside."""
+
 SIDED = 0.02
 """Compositing weight from which a sample is asked from several sides."""
 
@@ -86,7 +90,7 @@ def label(
         hit = counts > 0
         parts.append(
             (
-                *_from_sides(teacher, got, generator),
+                *_from_sides(teacher, got, generator, AHEAD if scene.ray_space.kind == "ndc" else AROUND),
                 *(got.x, got.t, got.dt, got.sigma, got.weight, got.rgb, got.colored),
                 *(got.d[hit], counts[hit], got.ray_rgb[hit], got.ray_opacity[hit], got.ray_depth[hit]),
             )
@@ -140,12 +144,14 @@ def label(
 
 
 @torch.no_grad()
-def _from_sides(teacher: RadianceField, got: Trace, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def _from_sides(
+    teacher: RadianceField, got: Trace, generator: torch.Generator, reach: tuple[float, float] = AROUND
+) -> tuple[Tensor, Tensor, Tensor]:
     """(sample [Q], directions [Q, SIDES, 3], colours): visible samples asked again from around their own direction."""
     chosen = (got.weight > SIDED).nonzero().squeeze(1)
     counts = got.offsets[1:] - got.offsets[:-1]
     ray = torch.repeat_interleave(torch.arange(len(counts), device=chosen.device), counts)
-    spread = torch.rand(len(chosen), SIDES, 1, generator=generator) * 1.4 + 0.1
+    spread = torch.rand(len(chosen), SIDES, 1, generator=generator) * (reach[1] - reach[0]) + reach[0]
     turned = torch.randn(len(chosen), SIDES, 3, generator=generator) * spread
     d = torch.nn.functional.normalize(got.d[ray[chosen], None] + turned.to(chosen.device), dim=-1)
     colors = [
