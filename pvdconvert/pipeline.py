@@ -6,6 +6,7 @@ import dataclasses
 import resource
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pvdconvert.cameras import load_transforms
 from pvdconvert.distill import resume as resuming
 from pvdconvert.distill.distiller import Distiller, Position, Stopped
 from pvdconvert.distill.label import SIDES, focus, label, merge, visible_cells
+from pvdconvert.distill.rounds import rounds
 from pvdconvert.distill.schedule import Replay
 from pvdconvert.distill.store import Store
 from pvdconvert.errors import DeviceError, Interrupted, QualityError, RequestError, UsageError
@@ -30,9 +32,9 @@ from pvdconvert.progress import Progress, Silent
 from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.report import Report, StageReport
 from pvdconvert.scene import Box, Scene
-from pvdconvert.settings import BEST_CYCLE, BEST_GAIN, Settings, parse_sets, rehearse
+from pvdconvert.settings import BEST_CYCLE, BEST_CYCLES, BEST_GAIN, Settings, parse_sets, rehearse
 from pvdconvert.transcode import obstacle, refused, transcode
-from pvdconvert.writing import check_target, write_checked
+from pvdconvert.writing import byte_count, check_target, write_checked
 
 __all__ = ["Loaded", "Prepared", "convert", "open_field", "prepare"]
 
@@ -235,22 +237,26 @@ class _Run:
         }
         student = to_device(self.architecture.build(config, loaded.scene, s.seed), self.device).train()
         student.restrict(cells)
-        report.target = {"architecture": s.to, "config": config, "bytes": _bytes(self.architecture.save(student)[1])}
+        size = byte_count(self.architecture.save(student)[1])
+        report.target = {"architecture": s.to, "config": config, "bytes": size}
         if dry_run:
             return self._finish()
-        masked = student.support() is not None
-        store = focus(store, cells, s.seed, None if masked else loaded.scene.box)
+        around = None if student.support() is not None else loaded.scene.box
+        self.focus = partial(focus, cells=cells, around=around)
+        focused = self.focus(store, seed=s.seed)
+        del store  # memory
         views = QuickScore(quick, student, cells)
         distiller = Distiller(
-            self.architecture, student, store, seed=s.seed, progress=self.progress, evaluate=views, stop=self._stop
+            self.architecture, student, focused, seed=s.seed, progress=self.progress, evaluate=views, stop=self.stop
         )
         if state is None:
-            self._project(student, store, seconds, views)
+            self._project(student, focused, seconds, views)
         else:
             student = state.restore(distiller, self.architecture, loaded.scene)
             views.student = student
             report.stages += state.reports
             seconds = max(0.0, seconds - state.elapsed)
+        del focused
         try:
             self._stages(distiller, max(1.0, seconds - self.elapsed() - reserve), views, batches)
         except Stopped:
@@ -269,9 +275,6 @@ class _Run:
             resuming.remove(self.out)
         return self._finish()
 
-    def _stop(self) -> bool:
-        return self.stop()
-
     def _labels(
         self, prepared: Prepared, seconds: float, state: resuming.State | None
     ) -> tuple[Store, tuple[int, int]]:
@@ -282,13 +285,18 @@ class _Run:
         self.progress.stage("scout", SCOUT_SHARE * seconds)
         few, scout = self._trace(prepared, SCOUT_SHARE * seconds, MAX_SAMPLES // 4, fixed[0], 0)
         self.progress.stage("labels", (1.0 - SCOUT_SHARE) * seconds)
-        shell = dataclasses.replace(prepared, occupancy=visible_cells(few, grow=2))
+        self.shell = dataclasses.replace(prepared, occupancy=visible_cells(few, grow=2))
         left = seconds - (time.perf_counter() - clock)
-        rest, batches = self._trace(shell, left, MAX_SAMPLES - len(few), fixed[1], scout)
+        rest, batches = self._trace(self.shell, left, MAX_SAMPLES - len(few), fixed[1], scout)
         store = merge(few, rest)
         note = f"{store.rays} rays with {len(store)} samples, {len(store.many)} of them seen from {SIDES} sides more"
         self.report.stages.append(StageReport("labels", batches, batches, time.perf_counter() - clock, note=note))
         return store, (scout, batches)
+
+    def _ask_more(self, seconds: float, batches: int | None, first: int) -> tuple[Store, int]:
+        self.progress.stage("labels", seconds)
+        store, done = self._trace(self.shell, seconds, MAX_SAMPLES, batches, first)
+        return self.focus(store, seed=self.settings.seed + first), done
 
     def _trace(
         self, prepared: Prepared, seconds: float, most: int, batches: int | None, first: int
@@ -324,16 +332,11 @@ class _Run:
         if self.replay is not None:
             named = {name: (run, planned) for name, run, planned in self.replay.stages}
             distiller.run(0.0, steps=named)
-            for name, (run, planned) in named.items():
-                if name.startswith("polish"):
-                    distiller.polish(name, 0.0, (run, planned))
+            rounds(distiller, self._ask_more, sum(batches), most=BEST_CYCLES, seconds=0.0, gain=0.0, fixed=named)
         else:
             distiller.run(seconds)
-            for cycle in range(1, self.settings.cycles + 1):
-                report = distiller.polish(f"polish-{cycle}", BEST_CYCLE, None)
-                gain = (report.psnr_after or 0.0) - (report.psnr_before or 0.0)
-                if gain < BEST_GAIN:
-                    break
+            most = self.settings.cycles
+            rounds(distiller, self._ask_more, sum(batches), most=most, seconds=BEST_CYCLE, gain=BEST_GAIN)
         earlier = [r for r in self.report.stages if r.name not in ("labels", "projection")]
         ran = [(r.name, r.steps, r.planned) for r in [*earlier, *distiller.reports] if r.planned]
         self.report.replay = str(Replay(*batches, tuple(ran)))
@@ -386,7 +389,7 @@ class _Run:
             target["bytes"] = write_checked(parts, self.out, self.layout, self.registry)
             target["path"] = str(self.out)
         else:
-            target["bytes"] = _bytes(tensors)
+            target["bytes"] = byte_count(tensors)
         self.report.target = target
 
     def _finish(self) -> Report:
@@ -394,7 +397,3 @@ class _Run:
         self.report.cpu_seconds = time.process_time() - self.cpu
         self.report.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return self.report
-
-
-def _bytes(tensors: Mapping[str, torch.Tensor]) -> int:
-    return sum(v.numel() * v.element_size() for v in tensors.values())

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +96,8 @@ def _compare(parts: Parts, temporary: Path, path: Path, format_name: str, regist
         if theirs.shape != ours.shape or not np.array_equal(theirs, ours):
             raise OutputError(f"{path}: tensor {name!r} reads back differently", hint="is the disk sound?")
     return back
+
+
+def byte_count(tensors: Mapping[str, Any]) -> int:
+    """Bytes of torch tensors."""
+    return sum(int(v.numel() * v.element_size()) for v in tensors.values())

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import pvdconvert
 from pvdconvert.errors import (
@@ -63,6 +64,24 @@ def test_the_stages_run_in_the_order_of_the_paper(tmp_path: Path) -> None:
         assert ran[name].psnr_before is not None
         assert ran[name].psnr_after is not None
     assert (ran["render"].psnr_after or 0) > (ran["density"].psnr_before or 99)
+
+
+def test_rounds_of_preset_best_ask_anew_and_replay_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pvdconvert import pipeline, settings
+
+    monkeypatch.setattr(settings, "BEST_CYCLE", 2.0)
+    monkeypatch.setattr(settings, "BEST_CYCLES", 2)
+    monkeypatch.setattr(pipeline, "BEST_CYCLE", 2.0)
+    monkeypatch.setattr(pipeline, "BEST_GAIN", -100.0)
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    first = small("ngp", a, preset="best", steps=None)
+    names = [s.name for s in first.stages]
+    assert names[-3:] == ["labels-2", "color-2", "polish-2"]
+    assert all(f"{n}=" in first.replay for n in ("labels-1", "color-1", "polish-1"))
+    again = small("ngp", b, preset="best", steps=first.replay)
+    assert again.replay == first.replay
+    with safe_open(a, "np") as one, safe_open(b, "np") as two:
+        assert all((one.get_tensor(k) == two.get_tensor(k)).all() for k in one.keys())  # noqa: SIM118
 
 
 def test_a_student_without_a_tap_says_that_features_were_skipped(tmp_path: Path) -> None:

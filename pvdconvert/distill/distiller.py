@@ -74,17 +74,23 @@ class Distiller:
         self.generator = torch.Generator().manual_seed(seed)
         self.position = Position()
         self.reports: list[StageReport] = []
+        self.batch = student.batch_points
+        self.tap: tuple[Tensor, Tensor] | None = None
+        self.seed = seed
+        self.renew(store)
+
+    def renew(self, store: Store) -> None:
+        """Go on with other answers of the same teacher."""
+        self.store = store
         self.ray_of = store.ray_of()
         # Colours are drawn by compositing weight (the soft form of PVD-AL's "top 30 % of a ray").
         self.colored = store.colored.nonzero().squeeze(1)
         self.cumulative = torch.cumsum(store.weight[self.colored].double(), 0)
         self.sided = torch.cumsum(store.weight[store.many].double(), 0)
         self.backdrop = torch.tensor(store.scene.backdrop, device=self.device)
-        self.batch = student.batch_points
         per_ray = max(1.0, len(store) / store.rays)
         self.ray_batch = max(64, min(store.rays, int(self.batch / per_ray)))
-        self.tap: tuple[Tensor, Tensor] | None = None
-        held = torch.Generator().manual_seed(seed + 7919)
+        held = torch.Generator().manual_seed(self.seed + 7919)
         self.held = torch.randint(len(store), (min(HELD_OUT, len(store)),), generator=held).to(self.device)
 
     # -- what is drawn ---------------------------------------------------------------------------------------------
@@ -285,7 +291,8 @@ class Distiller:
         limit = None if fixed is None else fixed[0]
         while (at.planned == 0 or at.step < at.planned) and (limit is None or at.step < limit):
             progress = window[0] + (window[1] - window[0]) * at.step / max(1, at.planned)
-            factor = rate(progress if at.planned else window[0], at.step)
+            # While steps are still being timed nobody knows how many there will be; a replay must not know either.
+            factor = rate(window[0] if at.step < WARMUP else progress, at.step)
             for group, peak in zip(self.optimizer.param_groups, self.peaks):
                 group["lr"] = peak * factor
             loss = self._loss(stage)
@@ -325,12 +332,12 @@ class Distiller:
         self.progress.advance(at.step, psnr=report.psnr_after)
         self.reports.append(report)
 
-    def polish(self, name: str, seconds: float, fixed: tuple[int, int] | None) -> StageReport:
-        """One more pass over whole rays at a third of the peak rates. Returns its report."""
+    def polish(self, name: str, stage: Stage, seconds: float, fixed: tuple[int, int] | None) -> StageReport:
+        """More of ``stage`` at a third of the peak rates. Returns its report."""
         peaks, self.peaks = self.peaks, [p / 3 for p in self.peaks]
         try:
             self.position = Position(len(Stage))
-            self._stage(Stage.RENDER, seconds, (0.0, 1.0), fixed)
+            self._stage(stage, seconds, (0.0, 1.0), fixed)
         finally:
             self.peaks = peaks
         self.reports[-1].name = name
