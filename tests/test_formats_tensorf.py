@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,10 +17,10 @@ from pvdconvert.errors import InputError, RequestError
 from pvdconvert.field import RadianceField
 from pvdconvert.loading import open_field, to_torch
 from pvdconvert.nn.sh import sh_basis
-from pvdconvert.plugin import ArrayTensor, Parts, ReadOptions
+from pvdconvert.plugin import ArrayTensor, Budget, Parts, ReadOptions, TeacherFacts
 from pvdconvert.registry import default
 from pvdconvert.render.occupancy import Occupancy
-from pvdconvert.scene import Box, Scene
+from pvdconvert.scene import Box, RaySpace, Scene
 from pvdconvert_formats.apchenstu_tensorf import ApchenstuTensorf, probe
 from tests import peers
 
@@ -250,6 +250,28 @@ def test_forward_facing_files_are_in_ndc(tmp_path: Path) -> None:
     assert float((sigma > 0).double().mean()) > 0.5
     torch.testing.assert_close(mine.double(), sigma, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(color.double(), rgb, rtol=0, atol=1e-3)
+    FORMAT.write(parts, tmp_path / "out.th")
+    assert torch.load(tmp_path / "out.th", weights_only=False)["kwargs"]["near_far"] == [0.0, 1.0]
+    back = read(tmp_path / "out.th")
+    assert (back.config, back.scene) == (parts.config, parts.scene)
+
+
+@pytest.mark.parametrize("architecture", ["tensorf", "tensorf-cp"])
+@pytest.mark.parametrize("kind", ["world", "ndc"])
+def test_students_are_planned_inside_of_the_layout(
+    tmp_path: Path, architecture: str, kind: Literal["world", "ndc"]
+) -> None:
+    size = {"width": 400.0, "height": 300.0, "focal": 350.0, "near": 1.0}
+    scene = Scene(Box.cube(1.0), ray_space=RaySpace(kind, **size))
+    facts = TeacherFacts(scene, Box.cube(0.6), 1000, 500, 0.02)
+    plugin, limits = default().architecture(architecture), FORMAT.limits(architecture)
+    for overrides in ({}, {"shading": "sh"}, {"fea_pe": 1, "density_activation": "relu"}):
+        config = plugin.plan(facts, Budget("fast", max_mb=1.0), limits, overrides)
+        assert config["view_space"] == kind
+        held, tensors = plugin.save(plugin.build(config, scene, 0))
+        parts = Parts(architecture, held, {k: ArrayTensor(t.numpy()) for k, t in tensors.items()}, scene)
+        FORMAT.write(parts, tmp_path / "out.th")
+        assert read(tmp_path / "out.th").config.items() <= held.items()
 
 
 def test_missing_arguments_have_the_constructors_defaults(tmp_path: Path) -> None:

@@ -18,7 +18,12 @@ from pvdconvert.scene import Box
 
 EXTRA = "pvdconvert"
 """A top-level entry of our own, ignored by the program, for what the layout cannot say."""
-PROGRAM: Mapping[str, Any] = {"density_activation": "softplus", "density_scale": 25.0, "color_activation": "relu"}
+PROGRAM: Mapping[str, Any] = {
+    "density_activation": "softplus",
+    "density_scale": 25.0,
+    "color_activation": "relu",
+    "view_space": "ray",
+}
 """What a student has unless its user says otherwise."""
 USUAL: Mapping[str, Any] = {
     "view_pe": 2,

@@ -107,7 +107,9 @@ class ApchenstuTensorf(FormatBase):
             tensors["mask.bits"] = bits
         if isinstance(own.get("box"), dict):
             config["box"] = own["box"]
-        scene = self._scene(file, box, resolution, config, options, own)
+        scene = self._scene(file, box, resolution, options, own)
+        if scene.ray_space.kind == "ndc" and config["shading"] != "rgb":
+            config["view_space"] = "ndc"  # as the program does with --ndc_ray
         unknown = [k for k in tree if k not in _TOP]
         if unknown:
             notes.append(f"left out, the program does not read it: {', '.join(sorted(map(str, unknown)))}")
@@ -118,7 +120,7 @@ class ApchenstuTensorf(FormatBase):
         return Parts(architecture, config, tensors, scene, provenance, (*notes, *assumption_note(scene)))
 
     def _scene(
-        self, file: File, box: Box, resolution: list[int], config: Config, options: ReadOptions, own: Mapping[str, Any]
+        self, file: File, box: Box, resolution: list[int], options: ReadOptions, own: Mapping[str, Any]
     ) -> Scene:
         if isinstance(own.get("scene"), dict):
             try:
@@ -131,8 +133,6 @@ class ApchenstuTensorf(FormatBase):
             # Only the program's loader of forward-facing scenes samples from 0 to 1: in NDC, on black.
             size = {key: positive(options, key, file.where) for key in ("width", "height", "focal")}
             space = RaySpace("ndc", **size, near=1.0)
-            if config["shading"] != "rgb":
-                config["view_space"] = "ndc"
             assumed = ("background", *(("ray_space",) if None in size.values() else ()))
             return assume(Scene(box, background=(0.0,) * 3, near=near, far=far, ray_space=space), options, assumed)
         spacing = sum(s / (n - 1) for s, n in zip(box.size, resolution)) / 3

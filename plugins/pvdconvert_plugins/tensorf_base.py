@@ -81,6 +81,8 @@ class Tensorial(ArchitectureBase):
         given = {**limits.defaults, **overrides, **limits.fixed}
         config: Config = {**self.student, **self.preset(budget.preset)}
         config |= {k: v for k, v in given.items() if v is not None}
+        if config.get("view_space") == "ray":
+            config["view_space"] = facts.scene.ray_space.kind
         longest = config["resolution"]
         box = around(facts, given)
         config["box"] = box.to_json()

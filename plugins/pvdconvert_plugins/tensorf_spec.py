@@ -58,7 +58,9 @@ class TensorialOptions:
     view_pe: int = option(2, "octaves of the direction encoding, for view_encoding=frequency")
     view_bands: int = option(4, "bands of spherical harmonics, for view_encoding=sh")
     view_space: str = option(
-        "world", "world, or ndc: the network is shown the direction of the ray after the scene's NDC warp"
+        "world",
+        "world, or ndc: the network is shown the direction of the ray after the scene's NDC warp; in --set also ray: "
+        "whichever the scene has",
     )
     wave_scale: float = option(1.0, "lowest frequency of encoded features and directions (2 pi in nerfstudio)")
     wave_step: float = option(1.0, "octaves from one of those frequencies to the next")
