@@ -36,7 +36,7 @@ class RadianceField(nn.Module):
     flops_per_point: float = 1e4
     """Rough cost of :meth:`encode` and :meth:`density` for a point, in floating-point operations: plans use it."""
 
-    batch_points: int = 1 << 14
+    batch_points: int = 1 << 13
     """Points in a step at which this architecture learns fastest."""
 
     mask: Mask | None
