@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pvdconvert.errors import InputError, RequestError
 from pvdconvert.field import RadianceField
 from pvdconvert.nn.mask import Mask
+from pvdconvert.nn.mlp import MLP
 from pvdconvert.nn.sh import sh_basis
 from pvdconvert.nn.voxels import Shape, lattice_shape
 from pvdconvert.plugin import ArchitectureBase, Budget, Config, Limits, TeacherFacts
@@ -211,6 +212,8 @@ def _project_density(f: DvgoField, store: Store, levels: list[Level], seconds: f
 def _solve_last_layer(f: DvgoField, x: Tensor, d: Tensor, rgb: Tensor, weight: Tensor) -> None:
     """The hidden layers stay random; the last one is the ridge solution for the logits that the voxels leave open."""
     assert f.head is not None
+    if f.options.direct and f.options.mlp_width >= 16:
+        _carry_colour(f.head)
     last = f.head.layers[-1]
     assert isinstance(last, nn.Linear)
     stride = -(-len(x) // HEAD_SAMPLES)
@@ -226,6 +229,16 @@ def _solve_last_layer(f: DvgoField, x: Tensor, d: Tensor, rgb: Tensor, weight: T
     solution = torch.linalg.solve(normal, a.t() @ (w * (torch.logit(inner) - given))).float()
     last.weight.data.copy_(solution[:-1].t())
     last.bias.data.copy_(solution[-1])
+
+
+def _carry_colour(head: MLP) -> None:
+    """Six units of each hidden layer hand the first three features on, their positive and negative parts apart."""
+    eye = torch.eye(3)
+    for i, layer in enumerate(list(head.layers)[:-1]):
+        assert isinstance(layer, nn.Linear)
+        layer.weight.data[:6], layer.bias.data[:6] = 0.0, 0.0
+        carried = torch.cat([eye, -eye]) if i == 0 else torch.eye(6)
+        layer.weight.data[:6, : carried.shape[1]] = carried.to(layer.weight)
 
 
 def _thinned(ordered: Tensor, vertices: int) -> Tensor:
