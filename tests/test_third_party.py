@@ -1,10 +1,11 @@
-"""A stranger's plugin, as strangers ship it: two wheels in a fresh environment, outside of the repository."""
+"""Strangers' plugins, as strangers ship them: wheels in a fresh environment, outside of the repository."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -16,7 +17,8 @@ import pytest
 
 from pvdconvert.testing.conversions import MIN_DB
 
-PLUGIN = Path("tests/third_party/blobs")
+PLUGINS = (Path("tests/third_party/blobs"), Path("examples/kplanes"))
+REPO = Path(__file__).resolve().parents[1]
 STEPS = "labels=1;density=80;color=120"
 
 # A file to convert: a small hash grid after a few steps towards the analytic scene, written by the core.
@@ -50,7 +52,7 @@ pytestmark = pytest.mark.slow
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-    """A virtual environment with both wheels, and a folder to work in."""
+    """A virtual environment with the core's and the strangers' wheels, and a folder to work in."""
 
     python: Path
     site: Path
@@ -82,15 +84,14 @@ def _pip(*args: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """Both wheels built and installed without a network.
+    """The wheels built and installed without a network.
 
     Heavy dependencies come from the environment of the tests, appended by a ``.pth`` line: such a folder's own ``.pth``
     files are not run, so an editable install in it stays out, and the wheels come first.
     """
-    repo = Path(__file__).resolve().parents[1]
     folder = tmp_path_factory.mktemp("stranger")
     wheels = folder / "wheels"
-    for source in (repo, repo / PLUGIN):
+    for source in (REPO, *(REPO / plugin for plugin in PLUGINS)):
         _pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", wheels, source)
     root = folder / "venv"
     venv.EnvBuilder(with_pip=False, symlinks=os.name != "nt").create(root)
@@ -103,7 +104,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     (site / "dependencies.pth").write_text("\n".join(paths) + "\n", encoding="utf-8")
     work = folder / "work"
     work.mkdir()
-    return Environment(python, site, work)
+    made = Environment(python, site, work)
+    made.run("-c", SOURCE)
+    return made
 
 
 def test_the_wheels_are_what_runs(environment: Environment) -> None:
@@ -111,44 +114,56 @@ def test_the_wheels_are_what_runs(environment: Environment) -> None:
         "import pvdconvert, pvdconvert_plugins, pvdconvert_formats, pvdconvert_blobs as b; print(pvdconvert.__file__)"
     )
     code += "\nprint(pvdconvert_plugins.__file__, pvdconvert_formats.__file__, b.__file__, sep='\\n')"
+    code += "\nimport pvdconvert_kplanes; print(pvdconvert_kplanes.__file__)"
     for line in environment.run("-c", code).stdout.splitlines():
         assert Path(line).resolve().is_relative_to(environment.site.resolve()), line
 
 
-def test_the_plugin_is_listed_with_its_distribution(environment: Environment) -> None:
+@pytest.mark.parametrize(("name", "kinds"), [("blobs", 1), ("kplanes", 2)])
+def test_the_plugin_is_listed_with_its_distribution(environment: Environment, name: str, kinds: int) -> None:
     plugins = json.loads(environment.cli("plugins", "--json").stdout)["plugins"]
-    (blobs,) = [p for p in plugins if p["name"] == "blobs"]
-    assert (blobs["distribution"], blobs["version"], blobs["builtin"]) == ("pvdconvert-blobs", "0.1.0", False)
-    assert blobs["status"] == "ok"
-    assert all(p["builtin"] and p["distribution"] == "pvdconvert" for p in plugins if p is not blobs)
+    own = [p for p in plugins if p["name"] == name]
+    assert len(own) == len({p["kind"] for p in own}) == kinds
+    for p in own:
+        assert (p["distribution"], p["version"], p["builtin"]) == (f"pvdconvert-{name}", "0.1.0", False)
+        assert p["status"] == "ok"
+    strangers = {"pvdconvert-blobs", "pvdconvert-kplanes"}
+    assert all(p["builtin"] == (p["distribution"] == "pvdconvert") for p in plugins)
+    assert {p["distribution"] for p in plugins} == {"pvdconvert", *strangers}
     assert len({(p["kind"], p["name"]) for p in plugins}) == len(plugins)
-    assert "blobs" in environment.cli("formats").stdout
+    assert name in environment.cli("formats").stdout
 
 
-def test_to_it_and_from_it(environment: Environment) -> None:
-    """A file of a built-in architecture -> blobs -> another file: the road of the README, with a stranger's plugin."""
-    environment.run("-c", SOURCE)
-    environment.cli(
-        "scene.safetensors", "--to", "blobs", "-o", "blobs.safetensors", "--set", "count=32", "--replay", STEPS
-    )
-    told = json.loads(environment.cli("inspect", "blobs.safetensors", "--json").stdout)
-    assert "blobs" in json.dumps(told)
-    done = environment.cli("blobs.safetensors", "--to", "ngp", "-o", "back.safetensors", "--json", "--replay", STEPS)
+@pytest.mark.parametrize(("name", "setting"), [("blobs", "count=32"), ("kplanes", "resolution=32")])
+def test_to_it_and_from_it(environment: Environment, name: str, setting: str) -> None:
+    """A file of a built-in architecture -> a stranger's -> another file: the road of the README."""
+    middle, back = f"{name}.safetensors", f"back from {name}.safetensors"
+    environment.cli("scene.safetensors", "--to", name, "-o", middle, "--set", setting, "--replay", STEPS)
+    told = json.loads(environment.cli("inspect", middle, "--json").stdout)
+    assert name in json.dumps(told)
+    done = environment.cli(middle, "--to", "ngp", "-o", back, "--json", "--replay", STEPS)
     report = json.loads(done.stdout)
-    assert report["source"]["architecture"] == "blobs"
+    assert report["source"]["architecture"] == name
     assert report["target"]["architecture"] == "ngp"
     assert report["fidelity"]["psnr"] > MIN_DB
-    assert sorted(p.name for p in environment.work.glob("*.safetensors")) == [
-        "back.safetensors",
-        "blobs.safetensors",
-        "scene.safetensors",
-    ]
+    left = {p.name for p in environment.work.glob("*.safetensors") if name in p.name}
+    assert left == {middle, back}
 
 
 def test_it_passes_the_conformance_suite(environment: Environment) -> None:
     told = json.loads(environment.cli("selftest", "blobs", "--json").stdout)
     assert [c for c in told["checks"] if c["status"] == "fail"] == []
     assert len(told["checks"]) > 20
+
+
+def test_kplanes_own_tests_pass_where_it_is_installed(environment: Environment) -> None:
+    """The conformance suite among them. Nothing of the repository is on the path: the tests alone are copied."""
+    tests = environment.work / "kplanes"
+    shutil.copytree(REPO / "examples/kplanes/tests", tests, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPO / "examples/kplanes/pyproject.toml", tests)
+    done = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tests, tests)
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
 
 
 def test_without_it_its_files_are_named_not_guessed(environment: Environment) -> None:
