@@ -114,13 +114,14 @@ def occupancy_grid(share: float = 0.5, levels: int = 2, n: int = 8) -> dict[str,
     }
 
 
-def tensorf_state() -> dict[str, Tensor]:
-    """vm encoding, ranks 4 and 6, 9^3 vertices, 5 colour features, width 16."""
+def tensorf_state(cp: bool = False) -> dict[str, Tensor]:
+    """vm or cp encoding, ranks 4 and 6, 9^3 vertices, 5 colour features, width 16."""
     out = {"field.aabb": torch.tensor([[-1.0, -1.2, -0.8], [1.0, 0.9, 1.1]])}
     for kind, rank in (("density", 4), ("color", 6)):
-        out[f"field.{kind}_encoding.plane_coef"] = random(3, rank, 9, 9)
+        if not cp:
+            out[f"field.{kind}_encoding.plane_coef"] = random(3, rank, 9, 9)
         out[f"field.{kind}_encoding.line_coef"] = random(3, rank, 9, 1)
-    out["field.B.weight"] = random(5, 18, scale=0.3)
+    out["field.B.weight"] = random(5, 6 if cp else 18, scale=0.3)
     out |= linear("field.mlp_head.layers.0", 16, 8 * 5) | linear("field.mlp_head.layers.1", 16, 16)
     return out | linear("field.field_output_rgb.net", 3, 16)
 

@@ -241,8 +241,10 @@ def waves(v: Tensor, frequencies: list[float]) -> Tensor:
     return torch.cat([a.sin(), (a + np.pi / 2).sin()], -1)
 
 
-def test_tensorf(tmp_path: Path) -> None:
-    m = tensorf_state()
+@pytest.mark.parametrize("cp", [False, True])
+def test_tensorf(tmp_path: Path, cp: bool) -> None:
+    """7.3; cp multiplies its three lines, along axes 2, 1, 0."""
+    m = tensorf_state(cp)
     x, d = queries(half=0.79)
     low, high = m["field.aabb"].double()
     at = (x.double() - low) / (high - low) * 2 - 1
@@ -250,12 +252,17 @@ def test_tensorf(tmp_path: Path) -> None:
     def products(kind: str) -> Tensor:
         out = []
         for i, ((a, b), c) in enumerate((((0, 1), 2), ((0, 2), 1), ((1, 2), 0))):
+            if cp:
+                line = m[f"field.{kind}_encoding.line_coef"][[i]].double()
+                where = torch.stack([torch.zeros_like(at[:, c]), at[:, c]], -1)
+                out.append(F.grid_sample(line, where[None, :, None], align_corners=True)[0, :, :, 0])
+                continue
             plane = m[f"field.{kind}_encoding.plane_coef"][[i]].double()
             line = m[f"field.{kind}_encoding.line_coef"][[i]].double()
             where = torch.stack([torch.zeros_like(at[:, c]), at[:, c]], -1)
             p = F.grid_sample(plane, at[None, :, None][..., [a, b]], align_corners=True)
             out.append((p * F.grid_sample(line, where[None, :, None], align_corners=True))[0, :, :, 0])
-        return torch.cat(out).T
+        return out[0].T * out[1].T * out[2].T if cp else torch.cat(out).T
 
     feat = products("color") @ m["field.B.weight"].double().T
     v = d.double()
@@ -263,13 +270,13 @@ def test_tensorf(tmp_path: Path) -> None:
     h = F.relu(layer(m, "field.mlp_head.layers.1", F.relu(layer(m, "field.mlp_head.layers.0", h))))
     rgb = layer(m, "field.field_output_rgb.net", h).sigmoid()
     loaded = check(saved(tmp_path, m), x, d, F.relu(products("density").sum(1)), rgb)
-    assert loaded.architecture == "tensorf"
+    assert loaded.architecture == ("tensorf-cp" if cp else "tensorf")
     np.testing.assert_allclose(loaded.scene.box.max, [1.0, 0.9, 1.1], rtol=1e-6)
 
 
 def test_other_encodings_of_tensorf_are_refused(tmp_path: Path) -> None:
-    m = {k: v for k, v in tensorf_state().items() if not k.endswith("plane_coef")}
-    with pytest.raises(InputError, match="vm encoding"):
+    m = {k: v for k, v in tensorf_state().items() if not k.endswith("line_coef")}
+    with pytest.raises(InputError, match="triplane"):
         Nerfstudio().read(open_manifest(saved(tmp_path, m)), ReadOptions())
     path = saved(tmp_path, tensorf_state())
     with pytest.raises(InputError, match="no appearance"):

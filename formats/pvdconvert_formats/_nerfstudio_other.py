@@ -38,36 +38,40 @@ FREQUENCIES, LAST = 2, 2.0
 """Of tensorf's two encodings: 2 pi and 8 pi."""
 
 
-def tensorf(state: State, box: Box, where: str) -> tuple[Config, Tensors]:
-    """Stacked planes and lines, one after the other; shapes and axes are TensoRF's own."""
+def tensorf(state: State, box: Box, where: str) -> tuple[str, Config, Tensors]:
+    """(architecture, configuration, tensors): stacked planes and lines, one after the other, or (cp) lines alone.
+
+    Shapes and axes are TensoRF's own.
+    """
+    cp = not any(k.endswith("_encoding.plane_coef") for k in state)
     tensors: Tensors = {}
     ranks: dict[str, int] = {}
     size: int | None = None
     for theirs, ours in (("density", "density"), ("color", "app")):
-        if f"field.{theirs}_encoding.line_coef" not in state or f"field.{theirs}_encoding.plane_coef" not in state:
-            raise InputError(
-                f"{where}: only the vm encoding of tensorf is supported: {theirs} has not planes and lines"
-            )
-        plane = need(state, f"field.{theirs}_encoding.plane_coef", (3, None, size, size), where)
-        rank, size = plane.shape[1], plane.shape[2]
-        need(state, f"field.{theirs}_encoding.plane_coef", (3, rank, size, size), where)
-        line = need(state, f"field.{theirs}_encoding.line_coef", (3, rank, size, 1), where)
+        if f"field.{theirs}_encoding.line_coef" not in state:
+            raise InputError(f"{where}: the triplane encoding of tensorf is not supported", hint="vm and cp are")
+        line = need(state, f"field.{theirs}_encoding.line_coef", (3, None, size, 1), where)
+        rank, size = line.shape[1], line.shape[2]
         ranks[ours] = rank
-        for i in range(3):
-            tensors |= {f"{ours}_plane.{i}": rows(plane, i, i + 1), f"{ours}_line.{i}": rows(line, i, i + 1)}
-    basis = need(state, "field.B.weight", (None, 3 * ranks["app"]), where)
+        tensors |= {f"{ours}_line.{i}": rows(line, i, i + 1) for i in range(3)}
+        if not cp:
+            plane = need(state, f"field.{theirs}_encoding.plane_coef", (3, rank, size, size), where)
+            tensors |= {f"{ours}_plane.{i}": rows(plane, i, i + 1) for i in range(3)}
+    basis = need(state, "field.B.weight", (None, ranks["app"] if cp else 3 * ranks["app"]), where)
     tensors["basis_mat.weight"] = basis
     features = basis.shape[0]
     config: Config = {
         "resolution": [size] * 3,
-        "density_ranks": [ranks["density"]] * 3,
-        "color_ranks": [ranks["app"]] * 3,
         "color_features": features,
         "density_activation": "relu",
         "density_scale": 1.0,
         "density_shift": 0.0,
         "box": box.to_json(),
     }
+    if cp:
+        config |= {"density_rank": ranks["density"], "color_rank": ranks["app"]}
+    else:
+        config |= {"density_ranks": [ranks["density"]] * 3, "color_ranks": [ranks["app"]] * 3}
     wide = (features + 3) * (1 + 2 * FREQUENCIES)
     keys = [*numbered(state, r"field\.mlp_head\.layers\.(\d+)", where), "field.field_output_rgb.net"]
     units = 0
@@ -76,7 +80,7 @@ def tensorf(state: State, box: Box, where: str) -> tuple[Config, Tensors]:
         wide = units = weight.shape[0]
         tensors[f"renderModule.mlp.{2 * j}.weight"] = weight
         tensors[f"renderModule.mlp.{2 * j}.bias"] = need(state, f"{key}.bias", (wide,), where)
-    return config | {
+    config |= {
         "shading": "mlp",
         "fea_pe": FREQUENCIES,
         "view_encoding": "frequency",
@@ -85,7 +89,8 @@ def tensorf(state: State, box: Box, where: str) -> tuple[Config, Tensors]:
         "wave_step": LAST / (FREQUENCIES - 1),
         "mlp_width": need(state, f"{keys[0]}.weight", (None, None), where).shape[0] if len(keys) > 1 else 128,
         "mlp_layers": len(keys),
-    }, tensors
+    }
+    return "tensorf-cp" if cp else "tensorf", config, tensors
 
 
 def input_first(tensor: LazyTensor, width: int, start: int = 0) -> Changed:

@@ -26,11 +26,11 @@ SPEC = FormatSpec(
     title="nerfstudio: a run folder, or step-*.ckpt with config.yml",
     probe="pvdconvert_formats.nerfstudio:probe",
     code="pvdconvert_formats.nerfstudio:Nerfstudio",
-    architectures=("ngp", "tensorf", "nerf"),
+    architectures=("ngp", "tensorf", "tensorf-cp", "nerf"),
     suffixes=(".ckpt",),
     can_write=True,
     writes=("nerf",),
-    versions="nerfacto, instant-ngp (torch; tiny-cuda-nn since 2022), tensorf (vm), vanilla-nerf; writes vanilla-nerf",
+    versions="nerfacto, instant-ngp (torch; tcnn since 2022), tensorf (vm, cp), vanilla-nerf; writes vanilla-nerf",
     verified="nerfacto: a run of the program's own code with its oracle; the others: known answers in the tests",
     program="nerfstudio-project/nerfstudio",
     licence="Apache-2.0",
@@ -124,11 +124,11 @@ class Nerfstudio(FormatBase):
         self, state: Mapping[str, LazyTensor], run: Run, options: ReadOptions, method: str, where: str
     ) -> tuple[str, Config, dict[str, LazyTensor], Scene, tuple[str, ...], tuple[str, ...]]:
         box = _aabb(state, where)
-        config, tensors = other.tensorf(state, box, where)
+        architecture, config, tensors = other.tensorf(state, box, where)
         background, assumed = run.background()
         near, far = run.span(("near_plane", "far_plane"))
         scene = Scene(box, background=background, near=near, far=far, world=run.world or IDENTITY)
-        return "tensorf", config, tensors, scene, assumed, ()
+        return architecture, config, tensors, scene, assumed, ()
 
     def _vanilla(
         self, state: Mapping[str, LazyTensor], run: Run, options: ReadOptions, method: str, where: str
