@@ -166,7 +166,7 @@ def _reaching(
         at = (edges[axis] - origin[axis]) / cell
         first = np.clip(np.floor(at[:-1] + 1e-6), 0, grid.shape[axis]).astype(int)
         last = np.clip(np.ceil(at[1:] - 1e-6), 0, grid.shape[axis]).astype(int)
-        empty = np.zeros_like(out.take(0, axis))
-        parts = [out.take(range(a, b), axis).any(axis) if b > a else empty for a, b in zip(first, last)]
-        out = np.stack(parts, axis)
+        # How many are set before each edge: a difference says whether any is between two.
+        before = np.insert(out.cumsum(axis, dtype=np.int32), 0, 0, axis)
+        out = before.take(np.maximum(first, last), axis) > before.take(first, axis)
     return out

@@ -90,7 +90,7 @@ def _cover(cube: NDArray[np.bool_], half: float, outer: float, size: int) -> NDA
     last = np.clip(np.ceil(edges[1:] - 1e-6), 0, n).astype(int)
     out = cube
     for axis in range(3):
-        empty = np.zeros_like(out.take(0, axis))
-        parts = [out.take(range(a, b), axis).any(axis) if b > a else empty for a, b in zip(first, last)]
-        out = np.stack(parts, axis)
+        # How many are set before each edge: a difference says whether any is between two.
+        before = np.insert(out.cumsum(axis, dtype=np.int32), 0, 0, axis)
+        out = before.take(np.maximum(first, last), axis) > before.take(first, axis)
     return out
