@@ -12,7 +12,7 @@ from torch import Tensor
 from pvdconvert.kernels import backend
 from pvdconvert.kernels.voxels import BrickMap, voxel_interp, voxel_sh_color
 from pvdconvert.nn.sh import sh_basis
-from pvdconvert.solve.voxels import fit_color, fit_scalar, least_squares, order, prolong, pyramid
+from pvdconvert.solve.voxels import affordable, fit_color, fit_scalar, least_squares, order, prolong, pyramid
 
 SHAPE = (7, 6, 9)
 
@@ -170,3 +170,34 @@ def test_order_follows_the_cells() -> None:
     i = torch.floor(x[order(x, grid)]).long()
     key = (i[:, 0] * SHAPE[1] + i[:, 1]) * SHAPE[2] + i[:, 2]
     assert bool((key[1:] >= key[:-1]).all())
+
+
+def test_what_is_affordable() -> None:
+    """More time buys finer levels, iterations, and rounds; there is always something to run."""
+    shape = (40, 40, 40)
+    v = torch.stack(torch.meshgrid(*[torch.arange(40)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    levels = pyramid(v, BrickMap.from_vertices(v, shape), 3)
+    plans = [affordable(10_000, levels, 27, seconds, rounds=2) for seconds in (0.0, 0.02, 0.1, 0.2, 1.0, 100.0)]
+    assert [p[0] for p in plans] == sorted((p[0] for p in plans), reverse=True)
+    assert plans[0] == (2, 1, 0)
+    assert plans[-1] == (0, 12, 2)
+    assert {p[0] for p in plans} == {0, 1, 2}
+    assert all(2 <= p[1] <= 12 for p in plans[2:])
+    assert affordable(10_000, levels, 27, 0.2, rounds=2) == plans[3]
+
+
+def test_a_level_that_is_not_solved_is_interpolated() -> None:
+    """With the finest level left out the values on it are those of the next one between its vertices: still a fit."""
+    shape = (17, 17, 17)
+    v = torch.stack(torch.meshgrid(*[torch.arange(17)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    levels = pyramid(v, BrickMap.from_vertices(v, shape), 3)
+    x = torch.rand(20_000, 3) * 16
+    target = torch.sin(x[:, 0] / 5) + x[:, 1] / 8
+    ones = torch.ones(len(x))
+    h = fit_scalar(levels, x, target, ones, 0.0, iterations=12, finest=1)
+    on_coarse = levels[0].vertices[(levels[0].vertices % 2 == 0).all(1)]
+    between = levels[0].grid.rows(on_coarse)
+    again = prolong(levels[1], h[between], levels[0])
+    torch.testing.assert_close(again, h, atol=1e-5, rtol=0)
+    error = voxel_interp(x, levels[0].grid, h)[:, 0] - target
+    assert float(error.abs().max()) < 0.15

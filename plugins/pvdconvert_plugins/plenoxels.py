@@ -16,7 +16,7 @@ from pvdconvert.nn.mask import Mask
 from pvdconvert.nn.sh import sh_basis
 from pvdconvert.plugin import ArchitectureBase, Budget, Config, Limits, TeacherFacts
 from pvdconvert.scene import Scene
-from pvdconvert.solve.voxels import Level, fit_color, fit_scalar, order, pyramid
+from pvdconvert.solve.voxels import Level, affordable, fit_color, fit_scalar, order, pyramid
 from pvdconvert_plugins import plenoxels_plan
 from pvdconvert_plugins.plenoxels_field import PlenoxelsField
 from pvdconvert_plugins.plenoxels_plan import estimate_mb
@@ -87,10 +87,16 @@ class Plenoxels(ArchitectureBase):
         }
 
     def param_groups(self, field: RadianceField) -> list[dict[str, Any]]:
-        """``sparse_rows``: a step touches few rows; see ``pvdconvert.solve.lazy_adam``."""
-        v = _own(field).voxels
+        """``sparse_rows``: a step touches few rows; see ``pvdconvert.solve.lazy_adam``.
+
+        Log-density moves by its logarithm; a linear one by a share of an opaque cell's.
+        """
+        f = _own(field)
+        v = f.voxels
+        linear = f.options.density_activation == "relu"
+        rate = 0.1 / (sum(v.cell) / 3) / f.options.density_scale if linear else 5e-2
         return [
-            {"params": [v.density], "lr": 5e-2, "name": "density", "sparse_rows": True},
+            {"params": [v.density], "lr": rate, "name": "density", "sparse_rows": True},
             {"params": [v.sh], "lr": 2e-2, "name": "sh", "sparse_rows": True},
         ]
 
@@ -111,14 +117,28 @@ class Plenoxels(ArchitectureBase):
         x, d, rgb, weight = x[keep], d[keep], rgb[keep], weight[keep]
         basis = sh_basis(d, o.bands)[:, None]
         xg = v.coordinates(x)
-        iterations = affordable(len(x), len(v.vertices), 3 * o.bands**2, 0.4 * seconds, passes=LEVELS + 2)
-        sh = fit_color(
-            levels, xg, basis, rgb, weight, activation=o.color_activation, iterations=iterations, missing=v.missing
+        again = 2 if o.color_activation == "sigmoid" else 0
+        finest, iterations, again = affordable(len(x), levels, 3 * o.bands**2, 0.8 * seconds, rounds=again)
+        v.sh.data.copy_(
+            fit_color(
+                levels,
+                xg,
+                basis,
+                rgb,
+                weight,
+                activation=o.color_activation,
+                iterations=iterations,
+                rounds=again,
+                missing=v.missing,
+                finest=finest,
+            )
         )
-        v.sh.data.copy_(sh)
         error = (f.color(x, d[:, None])[:, 0] - rgb).square().mean(1)
         rms = math.sqrt(float((error * weight).sum() / weight.sum()))
-        return f"{how}; SH colour fitted to {len(x)} samples ({iterations} CG iterations a level), rms {rms:.4f}"
+        coarse = f", on cells {levels[finest].factor} times as large: the time is short" if finest else ""
+        return (
+            f"{how}; SH colour fitted to {len(x)} samples ({iterations} CG iterations a level{coarse}), rms {rms:.4f}"
+        )
 
     def _project_density(self, f: PlenoxelsField, store: Store, levels: list[Level], seconds: float) -> str:
         v, o = f.voxels, f.options
@@ -133,17 +153,17 @@ class Plenoxels(ArchitectureBase):
         keep = v.inside(x).nonzero().squeeze(1)
         keep = keep[order(v.coordinates(x[keep]), v.grid)]
         xg, target = v.coordinates(x[keep]), log(sigma[keep])
-        iterations = affordable(len(keep), count, 1, 0.1 * seconds, passes=LEVELS)
+        finest, iterations, _ = affordable(len(keep), levels, 1, 0.1 * seconds)
         ones = torch.ones_like(target)
         if count * store.teacher.flops_per_point <= 0.5 * seconds * FLOPS:
             # Asked everywhere: the rim of the cells, such as the inside of a wall, lies outside of the occupancy.
             h = log(v.resample(lambda x: store.teacher.density(store.teacher.encode(x)), 1 << 16))[:, None]
             how = f"density asked at {count} vertices"
-            if len(keep):
+            if len(keep) and finest == 0:
                 h = fit_scalar(levels, xg, target, ones, h, iterations=iterations, share=1.0, missing=v.missing)
                 how += f" and refined on {len(keep)} samples"
         elif len(keep):
-            h = fit_scalar(levels, xg, target, ones, low, iterations=iterations, missing=v.missing)
+            h = fit_scalar(levels, xg, target, ones, low, iterations=iterations, missing=v.missing, finest=finest)
             how = f"density at {count} vertices fitted to {len(keep)} samples"
         else:
             return "density not projected: no sample lies inside"
@@ -154,12 +174,6 @@ class Plenoxels(ArchitectureBase):
             v.density.data.copy_(torch.where(h > low, torch.exp(h) / o.density_scale, 0.0))
         rms = float((log(f.density(x[keep])) - target).square().mean().sqrt())
         return f"{how}, rms {rms:.3f} in log-density"
-
-
-def affordable(samples: int, vertices: int, width: int, seconds: float, *, passes: int) -> int:
-    """CG iterations for a time, by a fixed estimate of their cost: the same request gives the same result."""
-    cost = samples * (60 + 32 * width) * 1e-9 + vertices * width * 1.5e-8
-    return max(4, min(12, int(seconds / max(cost, 1e-9) / passes)))
 
 
 def _own(field: RadianceField) -> PlenoxelsField:

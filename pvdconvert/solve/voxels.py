@@ -38,11 +38,44 @@ def pyramid(vertices: Tensor, grid: BrickMap, levels: int) -> list[Level]:
         before = out[-1]
         n = [(s - 2) // 2 + 2 for s in before.grid.shape]
         last = torch.tensor(n, device=vertices.device) - 2
-        cells = torch.unique(torch.minimum(before.vertices.long() >> 1, last), dim=0)
+        cells = _unique(torch.minimum(before.vertices.long() >> 1, last), n)
         corners = torch.tensor([[c >> 2 & 1, c >> 1 & 1, c & 1] for c in range(8)], device=vertices.device)
-        v = torch.unique((cells[:, None] + corners).reshape(-1, 3), dim=0)
+        v = _unique((cells[:, None] + corners).reshape(-1, 3), n)
         out.append(Level(v, BrickMap.from_vertices(v, (n[0], n[1], n[2]), grid.side), 1 << k))
     return out
+
+
+def _unique(v: Tensor, shape: list[int]) -> Tensor:
+    """The different rows of ``v`` [V, 3], x-major (sorting one number a row is far cheaper than sorting rows)."""
+    key = torch.unique((v[:, 0] * shape[1] + v[:, 1]) * shape[2] + v[:, 2])
+    xy = torch.div(key, shape[2], rounding_mode="floor")
+    return torch.stack([torch.div(xy, shape[1], rounding_mode="floor"), xy % shape[1], key % shape[2]], -1)
+
+
+def affordable(
+    samples: int, levels: list[Level], width: int, seconds: float, *, rounds: int = 0, most: int = 12
+) -> tuple[int, int, int]:
+    """(finest, iterations, rounds) of a fit of ``width`` numbers a vertex that takes about ``seconds`` on two cores.
+
+    By a fixed estimate of the cost, not by the clock: the same request gives the same result. Where the time is short
+    the rounds go first, then iterations below 3, then the finest levels (``finest`` is the first one that is solved).
+    """
+    for finest in range(len(levels)):
+        cost = [
+            samples / _stride(samples, level, k) * (80 + 2 * width) * 1e-9 + len(level.vertices) * width * 1.5e-8
+            for k, level in enumerate(levels[finest:])
+        ]
+        for again, least in ((rounds, 3), (0, 2)):
+            # An iteration's cost once more sets a system up.
+            iterations = int(seconds / max(again * cost[0] + sum(cost), 1e-9)) - 1
+            if iterations >= least:
+                return finest, min(most, iterations), again
+    return len(levels) - 1, 1, 0
+
+
+def _stride(samples: int, level: Level, k: int) -> int:
+    """Coarser levels need fewer samples: every 4^k-th, but two a vertex at least."""
+    return int(max(1, min(4**k, samples // max(1, 2 * len(level.vertices)))))
 
 
 def order(xg: Tensor, grid: BrickMap) -> Tensor:
@@ -145,19 +178,25 @@ def fit_scalar(
     iterations: int,
     share: float = 1e-2,
     missing: Missing = "cell",
+    finest: int = 0,
 ) -> Tensor:
     """Values [V, 1] on the finest level for samples ``target`` [C] at ``xg`` [C, 3] (finest vertex units).
 
-    ``start``: values on the finest level to stay close to (no pyramid then), or a number for the coarsest.
+    ``start``: values on the finest level to stay close to (no pyramid then), or a number for the coarsest. Levels
+    before ``finest`` are only interpolated from that one.
     """
     t, w = target[:, None], weight[:, None]
     used = levels[:1] if isinstance(start, Tensor) else levels
     values = start if isinstance(start, Tensor) else xg.new_full((len(levels[-1].vertices), 1), start)
     for k in range(len(used) - 1, -1, -1):
         level = used[k]
-        x = xg / level.factor
-        ridge = _ridge(level.grid, x, w, len(values), 1, x.new_full((1,), share), missing)
-        values = least_squares(level.grid, x, t, w, values, ridge=ridge, iterations=iterations, missing=missing)
+        pick = slice(None, None, _stride(len(xg), level, k - finest))
+        if k >= finest:
+            x = xg[pick] / level.factor
+            ridge = _ridge(level.grid, x, w[pick], len(values), 1, x.new_full((1,), share), missing)
+            values = least_squares(
+                level.grid, x, t[pick], w[pick], values, ridge=ridge, iterations=iterations, missing=missing
+            )
         if k:
             values = prolong(level, values, used[k - 1])
     return values
@@ -176,13 +215,14 @@ def fit_color(
     rounds: int = 2,
     share: tuple[float, float] = (2e-3, 2e-2),
     missing: Missing = "cell",
+    finest: int = 0,
 ) -> Tensor:
     """SH coefficients [V, 3*B] on the finest level for colours ``rgb`` [C, 3] at ``xg`` [C, 3] (finest vertex units).
 
     ``basis`` [C, 1, B], ``weight`` [C]. With ``activation`` "sigmoid" the squared error of the colour itself is
     minimised: a weighted fit of the logits, then ``rounds`` Gauss-Newton steps, each kept only if it lowers the error;
     with "shift" (max(value + 0.5, 0)) the problem is linear. ``share``: ridge on the first coefficient and on the
-    others, as shares of the mean weight of a vertex.
+    others, as shares of the mean weight of a vertex. Levels before ``finest`` are only interpolated from that one.
     """
     bands = basis.shape[2]
     shares = rgb.new_tensor([share[0], *[share[1]] * (bands - 1)]).repeat(3)
@@ -202,16 +242,20 @@ def fit_color(
         return float((w * (out - inner) ** 2).sum(dtype=torch.float64))
 
     for k in range(len(levels) - 1, -1, -1):
-        level, x = levels[k], xg / levels[k].factor
+        level, pick = levels[k], slice(None, None, _stride(len(xg), levels[k], k - finest))
+        x, part = xg[pick] / level.factor, basis[pick]
 
-        def solve(t: Tensor, weights: Tensor, v: Tensor, level: Level = level, x: Tensor = x) -> Tensor:
+        def solve(
+            t: Tensor, weights: Tensor, v: Tensor, level: Level = level, x: Tensor = x, part: Tensor = part
+        ) -> Tensor:
             ridge = _ridge(level.grid, x, weights, len(v), 3 * bands, shares * MEAN_SQUARE, missing)
             return least_squares(
-                level.grid, x, t, weights, v, ridge=ridge, iterations=iterations, basis=basis, missing=missing
+                level.grid, x, t, weights, v, ridge=ridge, iterations=iterations, basis=part, missing=missing
             )
 
-        values = solve(target, w * slope**2, values)
-        if sigmoid and k == 0:
+        if k >= finest:
+            values = solve(target[pick], (w * slope**2)[pick], values)
+        if sigmoid and k == finest:
             best = error(level, x, values)
             for _ in range(rounds):
                 z = _evaluate(level.grid, x, basis, values, missing)
