@@ -73,7 +73,7 @@ def _run(
     command: Sequence[str | Path], cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(c) for c in command], cwd=cwd, env=env, capture_output=True, text=True, timeout=900, check=False
+        [str(c) for c in command], cwd=cwd, env=env, capture_output=True, text=True, timeout=3600, check=False
     )
 
 
