@@ -181,7 +181,7 @@ class Scene:
                 cameras=tuple(Camera.from_json(c) for c in data.get("cameras", ())),
                 assumed=tuple(str(v) for v in data.get("assumed", ())),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"scene: bad or missing entry {error}") from error
 
 

@@ -127,7 +127,8 @@ def read_direction(root: Mapping[str, Any], extra: tuple[float, ...], align: int
     table = section(root, "dir_encoding", where)
     name, nested = f"{where}: dir_encoding", [table]
     if otype(table) == "composite":
-        nested = list(table.get("nested") or [])
+        inner = table.get("nested")
+        nested = list(inner) if isinstance(inner, list) else []
         if str(table.get("reduction", "Concatenation")).lower() != "concatenation" or not nested:
             raise InputError(f"{name}: a Composite that does not concatenate is not supported")
     left, columns, parts = 3 + len(extra), [], []

@@ -166,7 +166,7 @@ class File:
         """alphaMask.* as they are: bits in the order z, y, x."""
         shape, bits = manifest.tree.get("alphaMask.shape"), manifest.tensors["alphaMask.mask"]
         fits = isinstance(shape, list | tuple) and len(shape) >= 3 and all(type(v) is int and v > 1 for v in shape[-3:])
-        if not fits or set(shape[:-3]) - {1}:
+        if not fits or any(v != 1 for v in shape[:-3]):
             raise InputError(f"{self.where}: alphaMask.shape is {shape!r:.60}, not (1, 1, z, y, x)")
         sizes = list(shape[-3:])[::-1]
         if bits.dtype != "uint8" or bits.shape != ((math.prod(sizes) + 7) // 8,):

@@ -132,12 +132,12 @@ def _lattice(own: Mapping[str, LazyTensor], where: str) -> tuple[Config, nerf.Te
         return own[key].shape
 
     rgb = shape("rgb_linear.weight")
-    units = shape("rgb_linear.bias")[-1:]
-    if units != (3,) or len(rgb) not in (2, 3):
+    units, first = shape("rgb_linear.bias")[-1:], shape("pts_linears.0.weight")
+    if units != (3,) or len(rgb) not in (2, 3) or not first or not shape("pts_linears.0.bias"):
         raise InputError(f"{where}: tensor 'rgb_linear.weight' is {list(rgb)}: not three colours")
     shared = len(rgb) == 2
-    turned = rgb[-1] != 3 if not shared else shape("pts_linears.0.weight")[-1] != shape("pts_linears.0.bias")[-1]
-    count = shape("pts_linears.0.weight")[0]
+    turned = rgb[-1] != 3 if not shared else first[-1] != shape("pts_linears.0.bias")[-1]
+    count = first[0]
 
     def take(key: str, wide: int | None, out: int | None, common: bool = False) -> tuple[int, int, bool]:
         """(inputs, outputs, turned) of layer ``key``, checked; a common layer is an ordinary one, [out, in]."""

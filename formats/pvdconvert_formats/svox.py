@@ -211,7 +211,7 @@ def _data_format(where: str, manifest: Manifest, width: int) -> str:
 
 def _levels(where: str, t: Mapping[str, LazyTensor], shape: tuple[int, ...]) -> int:
     """Levels of the tree, from the small table of depths where there is one: for information only."""
-    if "parent_depth" in t and t["parent_depth"].shape == (shape[0], 2):
+    if "parent_depth" in t and t["parent_depth"].shape == (shape[0], 2) and "int" in t["parent_depth"].dtype:
         depth = int(t["parent_depth"].numpy()[:, 1].max())
     else:
         depth = 0
