@@ -249,7 +249,7 @@ def complete(line: str, cwd: Path) -> list[str]:
 def test_completion_offers_names_without_loading_anything(tmp_path: Path) -> None:
     assert complete("pvdconvert fo", tmp_path) == ["formats"]
     assert set(complete("pvdconvert ", tmp_path)) >= set(COMMANDS)
-    assert complete("pvdconvert a.pt --to t", tmp_path) == ["tensorf"]
+    assert complete("pvdconvert a.pt --to tensorf-", tmp_path) == ["tensorf-cp"]
     assert {"nerf", "ngp", "tensorf", "plenoxels"} <= set(complete("pvdconvert convert a.pt --to ", tmp_path))
     assert "torch-ngp" in complete("pvdconvert a.pt --to ngp --as t", tmp_path)
     assert "bmild" in complete("pvdconvert inspect a.pt --from b", tmp_path)

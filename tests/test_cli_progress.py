@@ -140,7 +140,7 @@ def test_a_broken_stderr_does_not_stop_the_work() -> None:
 
 
 def test_the_first_interrupt_asks_and_the_second_ends() -> None:
-    out = io.StringIO()
+    out, before = io.StringIO(), signal.getsignal(signal.SIGINT)
     with Interrupt(Lines(out)) as interrupt:
         assert not interrupt.stop()
         signal.raise_signal(signal.SIGINT)
@@ -148,7 +148,7 @@ def test_the_first_interrupt_asks_and_the_second_ends() -> None:
         assert "--resume" in out.getvalue()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_before_there_is_anything_to_resume_the_first_interrupt_ends() -> None:

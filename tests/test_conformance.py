@@ -152,7 +152,8 @@ class Faulty(ArchitectureBase):
         if self.fault == "forgets a parameter":
             groups[0]["params"] = groups[0]["params"][1:]
         if self.fault == "no rate":
-            groups[0]["lr"] = 1e-12
+            for group in groups:
+                group["lr"] = 1e-12
         return groups
 
 
