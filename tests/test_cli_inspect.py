@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from memory import PEAK
 
 from pvdconvert.cli.main import run
 from pvdconvert.containers import torch_zip_writer
 from pvdconvert.plugin import ArrayTensor, Parts
 from pvdconvert.registry import default
 from pvdconvert.scene import Box, Scene
+from tests.memory import PEAK
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
-from memory import PEAK
 
 from pvdconvert.cli.main import run
 from pvdconvert.containers import torch_zip_writer
 from tests.hostile import test_hostile_containers as containers
 from tests.hostile import test_hostile_pickles as pickles
+from tests.memory import PEAK
 
 LIMIT = 500 << 20
 """Bytes of memory that refusing a file may take at its peak."""
