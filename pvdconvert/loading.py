@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pvdconvert import registry as registries
 from pvdconvert.errors import DeviceError, InputError, RequestError, UsageError
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from pvdconvert.field import RadianceField
 
 MAX_TENSOR_BYTES = 1 << 36
+
+SMALL = 1 << 24
+"""Numbers in a file that may be read twice."""
 SLIPS = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RecursionError,
           struct.error)  # fmt: skip
 """What a format's code may slip on in a damaged file: an error of the file, not of the program."""
@@ -143,27 +148,39 @@ class _Keys(Mapping[str, str]):
         return len(self.given)
 
 
+def numbers(name: str, lazy: LazyTensor, where: str) -> NDArray[Any]:
+    """Read one tensor. Raises RequestError where values are no numbers, InputError where it cannot be read."""
+    count = int(np.prod(lazy.shape, dtype=np.float64)) if lazy.shape else 1
+    if count * 4 > MAX_TENSOR_BYTES:
+        raise RequestError(f"{where}: tensor {name!r} of shape {lazy.shape} is too large to load")
+    try:
+        array = lazy.numpy()
+    except SLIPS as error:
+        raise InputError(f"{where}: tensor {name!r} cannot be read: {type(error).__name__}: {error}") from error
+    if array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
+        raise RequestError(
+            f"{where}: tensor {name!r} holds NaN or infinity", hint="the training that wrote it diverged"
+        )
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{where}: tensor {name!r} has the unusable type {array.dtype}")
+    return array
+
+
+def check_small(tensors: Mapping[str, LazyTensor], where: str) -> None:
+    """What :func:`numbers` refuses, before torch is imported, in files that are read twice at no cost."""
+    if sum(math.prod(t.shape) for t in tensors.values()) <= SMALL:
+        for name, lazy in tensors.items():
+            numbers(name, lazy, where)
+
+
 def to_torch(tensors: Mapping[str, LazyTensor], where: str) -> dict[str, torch.Tensor]:
-    """Read every tensor. Raises RequestError that names the first key with values that are not numbers."""
+    """Read every tensor. Raises as :func:`numbers` does, for the first key."""
     import torch
 
-    out = {}
-    for name, lazy in tensors.items():
-        count = int(np.prod(lazy.shape, dtype=np.float64)) if lazy.shape else 1
-        if count * 4 > MAX_TENSOR_BYTES:
-            raise RequestError(f"{where}: tensor {name!r} of shape {lazy.shape} is too large to load")
-        try:
-            array = lazy.numpy()
-        except SLIPS as error:
-            raise InputError(f"{where}: tensor {name!r} cannot be read: {type(error).__name__}: {error}") from error
-        if array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
-            raise RequestError(
-                f"{where}: tensor {name!r} holds NaN or infinity", hint="the training that wrote it diverged"
-            )
-        if array.dtype.kind not in "fiub":
-            raise InputError(f"{where}: tensor {name!r} has the unusable type {array.dtype}")
-        out[name] = torch.from_numpy(np.array(array, copy=True, order="C"))
-    return out
+    return {
+        name: torch.from_numpy(np.array(numbers(name, lazy, where), copy=True, order="C"))
+        for name, lazy in tensors.items()
+    }
 
 
 def open_field(

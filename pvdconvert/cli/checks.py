@@ -162,11 +162,13 @@ def recognised(registry: Registry, path: Path, from_: str | None) -> Identified:
 
 
 def readable(registry: Registry, path: Path, from_: str | None, read: ReadOptions) -> tuple[Identified, Parts]:
-    """:func:`recognised`, and the file taken apart."""
+    """:func:`recognised`, and the file taken apart; what a small file holds are numbers."""
     found = recognised(registry, path, from_)
-    from pvdconvert.loading import take_apart
+    from pvdconvert.loading import check_small, take_apart
 
-    return found, take_apart(found, read, registry)
+    parts = take_apart(found, read, registry)
+    check_small(parts.tensors, str(path))
+    return found, parts
 
 
 def _siblings(folder: Path) -> list[str]:
