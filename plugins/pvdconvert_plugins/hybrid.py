@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,12 +12,10 @@ from torch import Tensor
 
 from pvdconvert.errors import InputError, RequestError
 from pvdconvert.field import RadianceField
-from pvdconvert.kernels.planes import AXES, PAIRS
 from pvdconvert.nn.mask import Mask
 from pvdconvert.nn.voxels import count_touched, lattice_shape
 from pvdconvert.plugin import ArchitectureBase, Budget, Config, Limits, TeacherFacts
 from pvdconvert.scene import Box, Scene
-from pvdconvert_plugins.hybrid_encoders import sides
 from pvdconvert_plugins.hybrid_field import HybridField
 from pvdconvert_plugins.hybrid_spec import (
     SIZES,
@@ -26,8 +23,8 @@ from pvdconvert_plugins.hybrid_spec import (
     as_config,
     checked,
     composition,
-    decoder_widths,
     grid_spec,
+    shapes,
     widths,
 )
 
@@ -92,35 +89,34 @@ class Hybrid(ArchitectureBase):
 
     def load(self, config: Config, tensors: Mapping[str, Tensor], scene: Scene) -> HybridField:
         o = checked(config, InputError)
-        field = HybridField(dataclasses.replace(o, mask=None), scene)
-        names = [*_weights(field), *(["voxels.vertices"] if field.voxels is not None else [])]
-        names += ["mask.bits"] if o.mask is not None else []
-        for name in sorted({*names} ^ {*tensors}):
+        box = scene.box if o.box is None else Box.from_json(o.box)
+        wanted = shapes(o, box)
+        if "voxels" in o.names:
+            rows = tensors["voxels.vertices"].shape[:1] if "voxels.vertices" in tensors else ()
+            wanted |= {"voxels.vertices": (*rows, 3), "voxels.features": (*rows, o.voxels_channels)}
+        if o.mask is not None:
+            wanted["mask.bits"] = tuple(tensors["mask.bits"].shape) if "mask.bits" in tensors else ()
+        for name in sorted(wanted.keys() ^ tensors.keys()):
             raise InputError(
-                f"hybrid: tensor {name!r} is {'missing' if name in names else 'not part of this configuration'}"
+                f"hybrid: tensor {name!r} is {'missing' if name in wanted else 'not part of this configuration'}"
             )
-        if field.voxels is not None:
-            vertices, features = tensors["voxels.vertices"], tensors["voxels.features"].detach()
-            count = len(vertices) if vertices.ndim else 0
-            if tuple(vertices.shape) != (count, 3) or vertices.is_floating_point() or vertices.dtype == torch.bool:
+        for name, shape in wanted.items():  # before anything of that size is made
+            value = tensors[name]
+            whole = name in ("voxels.vertices", "mask.bits")
+            if tuple(value.shape) != shape or value.is_floating_point() == whole or value.dtype == torch.bool:
+                kind = "whole" if whole else "float"
                 raise InputError(
-                    f"hybrid: 'voxels.vertices' is {vertices.dtype} {list(vertices.shape)}, not whole [V, 3]"
+                    f"hybrid: {name!r} is {value.dtype} {list(value.shape)}, expected {kind} {list(shape)}"
                 )
-            if tuple(features.shape) != (count, o.voxels_channels):
-                wanted = [count, o.voxels_channels]
-                raise InputError(f"hybrid: 'voxels.features' has shape {list(features.shape)}, expected {wanted}")
+        field = HybridField(dataclasses.replace(o, mask=None), scene)
+        if field.voxels is not None:
             try:
-                field.voxels.assign(vertices.clone(), features.clone())
+                field.voxels.assign(tensors["voxels.vertices"].clone(), tensors["voxels.features"].detach().clone())
             except ValueError as error:
                 raise InputError(f"hybrid: 'voxels.vertices': {error}") from error
-        for name, parameter in _weights(field).items():
-            value = tensors[name]
-            if value.shape != parameter.shape or not value.is_floating_point():
-                raise InputError(
-                    f"hybrid: {name!r} is {value.dtype} {list(value.shape)}, expected float {list(parameter.shape)}"
-                )
-            with torch.no_grad():
-                parameter.copy_(value)
+        with torch.no_grad():
+            for name, parameter in _weights(field).items():
+                parameter.copy_(tensors[name])
         if o.mask is not None:
             field.mask = Mask.from_parts(o.mask, tensors["mask.bits"])
         return field
@@ -150,7 +146,10 @@ class Hybrid(ArchitectureBase):
                 groups.append({"params": parameters, "lr": 2e-2, "name": name, "sparse_rows": True})
             elif parameters:
                 groups.append({"params": parameters, "lr": 2e-2, "name": name})
-        groups.append({"params": list(f.networks.parameters()), "lr": 2e-2, "name": "networks", **adam})
+        # Wider and deeper networks need less, as those of `nerf` do.
+        wide, deep = (f.options.mlp_width, f.options.mlp_layers) if f.options.decoder == "mlp" else (1, 1)
+        rate = 2e-2 * min(1.0, 64 / wide) / max(1, deep) ** 0.5
+        groups.append({"params": list(f.networks.parameters()), "lr": rate, "name": "networks", **adam})
         return groups
 
 
@@ -204,21 +203,9 @@ def megabytes(o: HybridOptions, facts: TeacherFacts) -> float:
     """Megabytes (10^6) of the file: encoders, networks, and the mask."""
     box = Box.from_json(o.box) if o.box is not None else facts.scene.box
     total = math.prod(side / facts.cell + 2 for side in facts.scene.box.size) / 8
-    for name in o.names:
-        if name == "hash":
-            total += 4.0 * grid_spec(o).entries * o.hash_features
-        elif name == "vm":
-            n = sides(box, o.vm_resolution)
-            total += 4.0 * o.vm_rank * sum(n[a] * n[b] + n[c] for (a, b), c in zip(PAIRS, AXES))
-        elif name == "cp":
-            total += 4.0 * o.cp_rank * sum(sides(box, o.cp_resolution))
-        elif name == "planes":
-            n = sides(box, o.planes_resolution)
-            total += 4.0 * o.planes_channels * sum(n[a] * n[b] for a, b in PAIRS)
-        elif name == "voxels":
-            total += (6 + 4.0 * o.voxels_channels) * _vertices(o, box, facts)
-    for layers in decoder_widths(o).values():
-        total += sum(4.0 * (a + 1) * b for a, b in itertools.pairwise(layers))
+    total += sum(4.0 * math.prod(shape) for shape in shapes(o, box).values())
+    if "voxels" in o.names:
+        total += (6 + 4.0 * o.voxels_channels) * _vertices(o, box, facts)
     return total / 1e6 + 0.002
 
 

@@ -17,7 +17,7 @@ from pvdconvert.nn.planes import VectorMatrix
 from pvdconvert.nn.voxels import Shape, SparseVoxels, cover, lattice_shape, lexicographic
 from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.scene import Box
-from pvdconvert_plugins.hybrid_spec import HybridOptions, grid_spec
+from pvdconvert_plugins.hybrid_spec import HybridOptions, grid_spec, sides
 
 DENSE_START = 1 << 18
 """A fresh lattice of at most so many vertices starts full; a larger one starts empty, and ``restrict`` allocates it."""
@@ -31,11 +31,6 @@ def combine(parts: Sequence[Tensor], join: str) -> Tensor:
     for part in parts[1:]:
         out = out + part if join == "sum" else out * part
     return out
-
-
-def sides(box: Box, longest: int) -> list[int]:
-    """Vertices along each axis at one spacing, ``longest`` along the longest."""
-    return [max(2, round(s / box.longest * (longest - 1)) + 1) for s in box.size]
 
 
 class Vm(VectorMatrix):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import field
@@ -101,7 +102,7 @@ _RANGES: dict[str, tuple[int, int]] = {
     "cp_rank": (1, 4096),
     "planes_resolution": (2, 4096),
     "planes_channels": (1, 1024),
-    "voxels_resolution": (2, 4096),
+    "voxels_resolution": (2, 2048),
     "voxels_channels": (1, 1024),
     "frequencies": (0, 32),
     "mlp_width": (1, 4096),
@@ -152,6 +153,34 @@ def decoder_widths(o: HybridOptions) -> dict[str, list[int]]:
         "sigma_net": [width, *[o.mlp_width] * o.mlp_layers, 1 + o.geo_features],
         "color_net": [o.view_bands**2 + o.geo_features, *[o.mlp_width] * o.color_layers, 3],
     }
+
+
+def sides(box: Box, longest: int) -> list[int]:
+    """Vertices along each axis at one spacing, ``longest`` along the longest."""
+    return [max(2, round(s / box.longest * (longest - 1)) + 1) for s in box.size]
+
+
+def shapes(o: HybridOptions, box: Box) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a file but those of voxels and mask, whose rows are known to the file alone."""
+    out: dict[str, tuple[int, ...]] = {}
+    for name in o.names:
+        if name == "hash":
+            out["hash.embeddings"] = (grid_spec(o).entries, o.hash_features)
+        elif name in ("vm", "planes"):
+            n = sides(box, o.vm_resolution if name == "vm" else o.planes_resolution)
+            for i, (a, b, c) in enumerate(((0, 1, 2), (0, 2, 1), (1, 2, 0))):
+                out[f"{name}.planes.{i}"] = (n[b], n[a], o.vm_rank if name == "vm" else o.planes_channels)
+                if name == "vm":
+                    out[f"vm.lines.{i}"] = (n[c], o.vm_rank)
+        elif name == "cp":
+            n = sides(box, o.cp_resolution)
+            out |= {f"cp.lines.{i}": (n[axis], o.cp_rank) for i, axis in enumerate((2, 1, 0))}
+    for name, layers in decoder_widths(o).items():
+        for i, (wide, units) in enumerate(itertools.pairwise(layers)):
+            out[f"{name}.{i}.weight"] = (units, wide)
+            if o.mlp_bias or name == "sh_net":
+                out[f"{name}.{i}.bias"] = (units,)
+    return out
 
 
 def grid_spec(o: HybridOptions) -> HashGridSpec:
