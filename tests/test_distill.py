@@ -195,3 +195,19 @@ def test_ndc_scenes_are_looked_at_forwards() -> None:
     scene = Scene(Box.cube(1.0), ray_space=RaySpace("ndc", 504.0, 378.0, 400.0, 1.0))
     _, d = draw_rays(scene, Box.cube(1.0), AnalyticScene().occupancy(), 500, 0)
     assert bool((d[:, 2] < 0).all())
+
+
+def test_density_far_below_empty_still_learns() -> None:
+    raw = torch.tensor([-60.0], requires_grad=True)
+    losses.density_loss(torch.nn.functional.softplus(raw), torch.tensor([50.0]), torch.tensor([0.1])).backward()  # type: ignore[no-untyped-call]
+    assert raw.grad is not None
+    assert raw.grad.item() < -1e-3
+
+
+def test_units_of_any_scale_up_to_one_are_free_and_larger_ones_are_held() -> None:
+    units = torch.randn(256, 8)
+    assert losses.too_large(0.1 * units / units.square().mean().sqrt()) == 0
+    large = (300.0 * units).requires_grad_()
+    losses.too_large(large).backward()  # type: ignore[no-untyped-call]
+    assert large.grad is not None
+    assert (large.grad * large).sum() > 0

@@ -174,7 +174,7 @@ class Distiller:
         # The adapter is solved in closed form on each batch, so feature widths never have to match.
         with torch.no_grad():
             a = losses.adapter(ours, targets[pick])
-        return (ours @ a[:-1] + a[-1] - targets[pick]).square().mean()
+        return (ours @ a[:-1] + a[-1] - targets[pick]).square().mean() + losses.too_large(ours)
 
     def _volume_loss(self, stage: Stage, index: tuple[Tensor, Tensor] | None = None) -> Tensor:
         s = self.store
