@@ -26,7 +26,7 @@ SPEC = FormatSpec(
     architectures=("nerf",),
     suffixes=(".ckpt",),
     versions="legacy torch streams and zip files; world and NDC scenes",
-    verified="real files (lego, fern) and their PSNR on held-out views",
+    verified="real files (lego, fern); lego's PSNR on held-out views",
     program="krrish94/nerf-pytorch",
     licence="MIT",
 )
