@@ -163,7 +163,8 @@ def test_its_yaml_says_the_rest(tmp_path: Path) -> None:
         ("min_deg_point: 2", "min_deg_point 2"),
         ("- 1", "not a table"),
         ("{", "YAML"),
-        ("!!python/object/apply:os.getcwd []", "YAML"),
+        ("!!python/object/apply:os.getcwd []", "not a table"),
+        ("[" * 5000, "YAML"),
     ]:
         config.write_text(text)
         with pytest.raises(InputError, match=match):

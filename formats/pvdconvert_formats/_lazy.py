@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pvdconvert.containers import Manifest
+from pvdconvert.containers import Manifest, yaml_config
 from pvdconvert.errors import InputError
 from pvdconvert.plugin import ArrayTensor, LazyTensor
 
@@ -67,3 +67,17 @@ def text_near(manifest: Manifest, names: Sequence[str], given: Path | None) -> t
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read as text: {error}") from error
     return None
+
+
+def yaml_near(manifest: Manifest, names: Sequence[str], given: Path | None) -> dict[str, Any]:
+    """The table of settings in ``given`` or beside the checkpoint (:func:`text_near`), {} where there is none.
+
+    Raises InputError where that file is no YAML table (:func:`pvdconvert.containers.yaml_config.load`).
+    """
+    found = text_near(manifest, names, given)
+    if found is None:
+        return {}
+    settings = yaml_config.load(found[1], found[0])
+    if not isinstance(settings, dict):
+        raise InputError(f"{found[0]}: not a table of settings")
+    return settings

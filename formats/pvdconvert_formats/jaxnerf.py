@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import yaml
 
 from pvdconvert.containers import Manifest
 from pvdconvert.errors import InputError
 from pvdconvert.plugin import Config, FormatBase, FormatSpec, LazyTensor, Match, Parts, ReadOptions
 from pvdconvert.scene import Scene
 from pvdconvert_formats import _nerf_layers as nerf
+from pvdconvert_formats._lazy import yaml_near
 
 SPEC = FormatSpec(
     name="jaxnerf",
@@ -32,7 +32,6 @@ SPEC = FormatSpec(
     licence="Apache-2.0",
 )
 _FIRST = re.compile(r"((?:.*\.)?)MLP_0\.Dense_0\.kernel")
-MAX_BYTES = 1 << 18
 ORDERS = ("scale-major", "legacy")
 
 
@@ -129,7 +128,7 @@ class JaxNerf(FormatBase):
         prefix = _prefix(manifest)
         if prefix is None:
             raise InputError(f"{where}: no tensor 'MLP_0.Dense_0.kernel'", hint="is the file complete?")
-        settings = _settings(options)
+        settings = yaml_near(manifest, (), options.config)  # configs/blender.yaml, ...
         order = options.extra.get("posenc", "legacy" if settings.get("legacy_posenc_order") is True else ORDERS[0])
         if order not in ORDERS:
             raise InputError(f"{where}: posenc={order!r}", hint=f"--extra posenc= one of {', '.join(ORDERS)}")
@@ -159,20 +158,6 @@ class JaxNerf(FormatBase):
         step = next((manifest.meta[k] for k in ("step", "optimizer.state.step") if k in manifest.meta), None)
         provenance = {"program": "google-research/jaxnerf", **({"step": step} if type(step) is int else {})}
         return Parts("nerf", config, tensors, scene, provenance, (*notes, *nerf.assumption_note(scene)))
-
-
-def _settings(options: ReadOptions) -> Mapping[str, Any]:
-    """The program's own YAML (configs/blender.yaml, ...), from --config; {} without."""
-    if options.config is None:
-        return {}
-    try:
-        with options.config.open("rb") as file:
-            settings = yaml.safe_load(file.read(MAX_BYTES).decode("utf-8"))
-    except (yaml.YAMLError, RecursionError, ValueError, OSError) as error:
-        raise InputError(f"{options.config}: not readable as YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise InputError(f"{options.config}: not a table of settings")
-    return settings
 
 
 def _activations(settings: Mapping[str, Any], where: str) -> Config:

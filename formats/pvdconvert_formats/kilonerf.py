@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from pvdconvert.containers import Manifest
@@ -22,6 +21,7 @@ from pvdconvert.plugin import ArrayTensor, Config, FormatBase, FormatSpec, LazyT
 from pvdconvert.scene import Box, Scene
 from pvdconvert_formats import _nerf_layers as nerf
 from pvdconvert_formats import nerf_pytorch
+from pvdconvert_formats._lazy import yaml_near
 
 SPEC = FormatSpec(
     name="kilonerf",
@@ -37,7 +37,6 @@ SPEC = FormatSpec(
 PREFIX = "model_state_dict."
 MARGIN = 1e-3
 """World units inside of the domain's faces in which the program renders nothing."""
-MAX_BYTES = 1 << 18
 
 
 def _own(manifest: Manifest) -> dict[str, LazyTensor]:
@@ -67,7 +66,7 @@ class KiloNerf(FormatBase):
         first = own.get("pts_linears.0.weight")
         if first is None:
             raise InputError(f"{where}: tensor 'model_state_dict.pts_linears.0.weight' is missing")
-        settings = _settings(options)
+        settings = _settings(manifest, options)
         step = manifest.meta.get("global_step")
         provenance = {"program": "creiser/kilonerf", **({"step": step} if type(step) is int else {})}
         notes = []
@@ -213,17 +212,9 @@ def _last(tensor: LazyTensor, start: int, stop: int) -> LazyTensor:
     return nerf.Changed(tensor, shape, tensor.dtype, lambda a: np.ascontiguousarray(a[..., start:stop]))
 
 
-def _settings(options: ReadOptions) -> Mapping[str, Any]:
+def _settings(manifest: Manifest, options: ReadOptions) -> Mapping[str, Any]:
     """The program's YAML, from --config; {} without."""
-    if options.config is None:
-        return {}
-    try:
-        with options.config.open("rb") as file:
-            settings = yaml.safe_load(file.read(MAX_BYTES).decode("utf-8"))
-    except (yaml.YAMLError, RecursionError, ValueError, OSError) as error:
-        raise InputError(f"{options.config}: not readable as YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise InputError(f"{options.config}: not a table of settings")
+    settings = yaml_near(manifest, (), options.config)
     for key in ("no_color_sigmoid", "use_global_coordinates"):
         if settings.get(key):
             raise InputError(f"{options.config}: {key} is not supported")

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from pvdconvert.containers import Manifest
 from pvdconvert.errors import InputError
 from pvdconvert.plugin import Config, FormatBase, FormatSpec, LazyTensor, Match, Parts, ReadOptions
 from pvdconvert.scene import Scene
 from pvdconvert_formats import _nerf_layers as nerf
+from pvdconvert_formats._lazy import yaml_near
 
 SPEC = FormatSpec(
     name="krrish94",
@@ -76,7 +75,7 @@ class Krrish94(FormatBase):
 
     def read(self, manifest: Manifest, options: ReadOptions) -> Parts:
         where = f"{manifest.path}: krrish94"
-        settings = _settings(manifest, options)
+        settings = yaml_near(manifest, ("config.yml",), options.config)
         notes: list[str] = []
         if any(name.startswith(_FINE) for name in manifest.tensors):
             fine, tensors = _network(manifest.tensors, _FINE, "fine", where)
@@ -90,25 +89,6 @@ class Krrish94(FormatBase):
         scene, scene_notes = _scene(settings, options, where)
         provenance = {"program": "krrish94/nerf-pytorch", "step": manifest.meta.get("iter")}
         return Parts("nerf", config, tensors, scene, provenance, (*notes, *scene_notes))
-
-
-def _settings(manifest: Manifest, options: ReadOptions) -> Mapping[str, Any]:
-    """config.yml, from ``options.config`` or beside the checkpoint; {} if there is none."""
-    try:
-        if options.config is not None:
-            name, text = str(options.config), options.config.read_text(encoding="utf-8")[: 1 << 18]
-        elif "config.yml" in manifest.siblings():
-            name, text = str(manifest.folder / "config.yml"), manifest.sibling_text("config.yml")
-        else:
-            return {}
-        settings = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError, OSError) as error:
-        raise InputError(
-            f"{options.config or manifest.folder / 'config.yml'}: not readable as YAML: {error}"
-        ) from error
-    if not isinstance(settings, dict):
-        raise InputError(f"{name}: not a table of settings")
-    return settings
 
 
 def _get(settings: Mapping[str, Any], path: str, default: Any) -> Any:
