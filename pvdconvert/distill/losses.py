@@ -20,8 +20,9 @@ FLOOR = math.log(2e-3)
 CEILING = math.log(7.0)
 """Log of the optical thickness of a step above which a sample is opaque."""
 
-TINY = 1e-30
-"""Keeps logs finite, and lets a student that is far too empty feel it: at 1e-12 it would be deaf from exp(-28) on."""
+TINY = 1e-18
+"""Keeps logs finite, and lets a student that is far too empty feel it: at 1e-12 it would be deaf from exp(-28) on. Not
+less: a density of exactly 0 has the slope 1 / TINY, and Adam squares it in float32."""
 
 
 def log_thickness_error(sigma: Tensor, target: Tensor, dt: Tensor) -> Tensor:
