@@ -22,6 +22,7 @@ from pvdconvert.scene import Box, Scene
 from pvdconvert.solve.voxels import DC, EDGE, Level, fit_color, fit_scalar, order, pyramid
 from pvdconvert_plugins.dvgo_field import EMPTY, DvgoField, VertexMask, all_vertices
 from pvdconvert_plugins.dvgo_spec import DvgoOptions, as_config, checked, mlp_widths, plain
+from pvdconvert_plugins.plenoxels_plan import cubic
 
 if TYPE_CHECKING:
     from pvdconvert.distill.store import Store
@@ -61,7 +62,7 @@ class Dvgo(ArchitectureBase):
 
         def config(resolution: int, dtype: str) -> Config:
             chosen = {"resolution": resolution, "store_dtype": dtype, **given}
-            b, shape = _cubic(box, int(chosen["resolution"])) if fitted else (box, chosen.get("shape"))
+            b, shape = cubic(box, int(chosen["resolution"])) if fitted else (box, chosen.get("shape"))
             chosen.update(box=b.to_json(), shape=list(shape or lattice_shape(b, int(chosen["resolution"]))))
             voxel = math.prod(s / (n - 1) for s, n in zip(b.size, chosen["shape"])) ** (1 / 3)
             if given.get("density_scale") is None:
@@ -260,16 +261,6 @@ def megabytes(config: Config, facts: TeacherFacts) -> float:
     cells = math.prod(s / facts.cell + 2 for s in facts.scene.box.size)
     vertex = 4 + o.channels * (2 if o.store_dtype == "float16" else 4)
     return (math.prod(cast(Shape, o.shape)) * vertex + network + cells / 8) / 1e6 + 0.01
-
-
-def _cubic(box: Box, resolution: int) -> tuple[Box, Shape]:
-    """``box`` grown about its centre to whole cubic cells; the longest side keeps its length."""
-    h = box.longest / (resolution - 1)
-    n = [max(1, math.ceil(s / h - 1e-6)) for s in box.size]
-    low = [c - 0.5 * h * k for c, k in zip(box.center, n)]
-    x, y, z = (k + 1 for k in n)
-    grown = Box((low[0], low[1], low[2]), (low[0] + h * n[0], low[1] + h * n[1], low[2] + h * n[2]))
-    return grown, (x, y, z)
 
 
 def _head(field: DvgoField) -> dict[str, Tensor]:

@@ -76,11 +76,11 @@ def _config(facts: TeacherFacts, given: Mapping[str, Any], resolution: int, dtyp
     elif given.get("missing") == "zero":
         box, shape = _centered(box, facts.scene.box, int(chosen["resolution"]))
     else:
-        box, shape = _cubic(box, int(chosen["resolution"]))
+        box, shape = cubic(box, int(chosen["resolution"]))
     return as_config(checked({**chosen, "box": box.to_json(), "shape": list(shape)}, RequestError))
 
 
-def _cubic(box: Box, resolution: int) -> tuple[Box, Shape]:
+def cubic(box: Box, resolution: int) -> tuple[Box, Shape]:
     """``box`` grown about its centre to whole cubic cells; the longest side keeps its length."""
     h = box.longest / (resolution - 1)
     n = [max(1, math.ceil(s / h - 1e-6)) for s in box.size]
