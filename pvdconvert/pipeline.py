@@ -1,46 +1,27 @@
-"""The main road: read -> occupancy -> label -> plan -> project -> distil -> validate -> write."""
+"""The main road: one call from a file, a field or two functions to a written student and a report."""
 
 from __future__ import annotations
 
 import dataclasses
-import resource
-import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pvdconvert import __version__
 from pvdconvert import registry as registries
 from pvdconvert.cameras import load_transforms
-from pvdconvert.distill import resume as resuming
-from pvdconvert.distill.distiller import Distiller, Position, Stopped
-from pvdconvert.distill.label import SIDES, focus, label, merge, visible_cells
-from pvdconvert.distill.rounds import rounds
-from pvdconvert.distill.schedule import Replay
-from pvdconvert.distill.store import Store
-from pvdconvert.errors import DeviceError, Interrupted, QualityError, RequestError, UsageError
-from pvdconvert.field import RadianceField, Stage
-from pvdconvert.loading import Loaded, Teacher, as_loaded, choose_device, open_field, to_device
-from pvdconvert.looking import FEWER, QuickScore, reference, see_through
-from pvdconvert.metrics import Fidelity
-from pvdconvert.plugin import ArrayTensor, Parts, ReadOptions, TeacherFacts
+from pvdconvert.conversion import Conversion
+from pvdconvert.errors import DeviceError
+from pvdconvert.loading import Loaded, Teacher, as_loaded, open_field
+from pvdconvert.plugin import ReadOptions
 from pvdconvert.prepare import Prepared, prepare
 from pvdconvert.progress import Progress, Silent
-from pvdconvert.render.occupancy import Occupancy
-from pvdconvert.report import Report, StageReport
+from pvdconvert.report import Report
 from pvdconvert.scene import Box, Scene
-from pvdconvert.settings import BEST_CYCLE, BEST_CYCLES, BEST_GAIN, Settings, parse_sets, rehearse
-from pvdconvert.transcode import obstacle, refused, transcode
-from pvdconvert.writing import byte_count, check_target, write_checked
+from pvdconvert.settings import Settings, parse_sets
 
 __all__ = ["Loaded", "Prepared", "convert", "open_field", "prepare"]
-
-MAX_SAMPLES = 14_000_000
-SCOUT_SHARE = 0.2
-LABEL_SHARE = 0.35
 
 
 def convert(
@@ -87,7 +68,7 @@ def convert(
 
     Returns the report. Raises the errors of :mod:`pvdconvert.errors`.
     """
-    run = _Run(
+    run = Conversion(
         Settings(
             to, preset, budget, max_mb, parse_sets(sets or {}), seed, device, as_, min_psnr, steps, exact, numbers
         ),
@@ -109,291 +90,3 @@ def convert(
         raise DeviceError("out of memory", hint="a smaller --preset or --max-mb") from error
     finally:
         run.progress.close()
-
-
-class _Run:
-    """One conversion."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        out: Path | None,
-        progress: Progress,
-        registry: registries.Registry,
-        stop: Callable[[], bool],
-    ) -> None:
-        self.settings, self.out, self.progress, self.registry, self.stop = settings, out, progress, registry, stop
-        self.report = Report(settings=settings.to_json())
-        self.begin, self.cpu = time.perf_counter(), time.process_time()
-        self.device = "cpu"
-        self.layout = ""
-
-    def check(self, *, force: bool, resume: bool) -> None:
-        """Refuse what cannot work, before any work."""
-        s = self.settings
-        self.architecture = self.registry.architecture(s.to)
-        self.layout = s.layout or self.registry.native()
-        spec = self.registry.formats().get(self.layout)
-        code = self.registry.format(self.layout)
-        if spec is not None and not spec.spec.can_write:
-            raise UsageError(f"format {self.layout!r} is read-only", hint="pvdconvert formats lists those that write")
-        if spec is not None and not {"*", s.to} & set(spec.spec.written):
-            held = ", ".join(spec.spec.written)
-            raise UsageError(f"format {self.layout!r} cannot hold {s.to!r}", hint=f"it holds: {held}")
-        self.limits = code.limits(s.to)
-        self.replay = None if s.steps is None else Replay.parse(s.steps)
-        if self.out is not None:
-            check_target(self.out, force=force)
-        if resume and (self.out is None or not resuming.folder(self.out).is_dir()):
-            raise UsageError(f"nothing to resume beside {self.out}", hint="start without --resume")
-        self.device = choose_device(s.device)
-
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.begin
-
-    def convert(self, loaded: Loaded, *, dry_run: bool, resume: bool, validate: bool) -> Report:
-        s, report = self.settings, self.report
-        report.dry_run = dry_run
-        report.notes += list(loaded.notes)
-        report.source = {
-            "path": None if loaded.path is None else str(loaded.path),
-            "format": loaded.format,
-            "architecture": loaded.architecture,
-            "bytes": loaded.bytes,
-            "sha256": loaded.sha256,
-            "reason": next((c.reason for c in loaded.candidates if c.format == loaded.format), ""),
-        }
-        why = obstacle(loaded.parts, s.to, s.sets, s.max_mb, self.registry)
-        if not why:
-            try:
-                return self._transcode(loaded)
-            except RequestError as error:
-                why = str(error)
-                report.notes.append(f"laying the weights out anew is not enough: {error}")
-        if s.exact:
-            raise refused(loaded.path or "the source", why)
-        rehearse(s, self.architecture, loaded.scene, self.limits)
-        prepared = prepare(
-            loaded.field,
-            loaded.scene,
-            device=self.device,
-            seed=s.seed,
-            seconds=min(6.0, 0.1 * s.seconds),
-            progress=self.progress,
-        )
-        report.notes.append(f"occupancy: {prepared.check}")
-        return self._distil(loaded, prepared, dry_run, resume, validate)
-
-    # -- the same architecture: only the layout changes --------------------------------------------------------------
-
-    def _transcode(self, loaded: Loaded) -> Report:
-        """Raises RequestError where the layout cannot hold the field exactly."""
-        r, out = self.report, None if self.report.dry_run else self.out
-        config, tensors = self.architecture.save(loaded.field)
-        size = transcode(
-            loaded.parts, config, tensors, out, self.layout, self.registry, r.source, self.settings.numbers
-        )
-        r.plan = {"kind": "transcode", "config": dict(config)}
-        r.stages.append(StageReport("transcode", note="same architecture: re-laid out, nothing trained"))
-        r.target = {"architecture": self.settings.to, "format": self.layout, "config": config, "bytes": size}
-        r.target |= {} if out is None else {"path": str(out)}
-        return self._finish()
-
-    # -- distillation ------------------------------------------------------------------------------------------------
-
-    def _distil(self, loaded: Loaded, prepared: Prepared, dry_run: bool, resume: bool, validate: bool) -> Report:
-        s, report = self.settings, self.report
-        seconds = s.seconds
-        state = resuming.load(resuming.folder(self.out), s, loaded.sha256) if resume and self.out else None
-        clock = time.perf_counter()
-        prepared, quick, text = see_through(prepared, self.progress)
-        report.notes += [text] if text else []
-        # What the final validation will cost: 16 views of four times the pixels of the two sets just taken.
-        cost = 6 * (time.perf_counter() - clock)
-        self.full = s.min_psnr is not None or self.replay is not None or cost < 0.5 * seconds
-        reserve = min(cost if self.full else cost / 16, 0.5 * seconds) if validate else 0.0
-        store, batches = self._labels(prepared, 0.05 * seconds if dry_run else LABEL_SHARE * seconds, state)
-        cells = visible_cells(store, factor=self._mask_factor(prepared))
-        facts = TeacherFacts(
-            scene=loaded.scene,
-            occupied_box=cells.box,
-            occupied_cells=prepared.occupancy.count,
-            surface_cells=cells.count,
-            cell=cells.cell,
-            architecture=loaded.architecture,
-            config=loaded.parts.config,
-            occupancy=cells,
-        )
-        config = state.config if state else self.architecture.plan(facts, s.as_budget(), self.limits, s.sets)
-        report.plan = {
-            "kind": "distil",
-            "config": config,
-            "occupied_box": prepared.box.to_json(),
-            "surface_cells": cells.count,
-            "step": prepared.step,
-            "samples": len(store),
-            "rays": store.rays,
-            "seconds": None if self.replay else seconds,
-        }
-        student = to_device(self.architecture.build(config, loaded.scene, s.seed), self.device).train()
-        student.restrict(cells)
-        size = byte_count(self.architecture.save(student)[1])
-        report.target = {"architecture": s.to, "config": config, "bytes": size}
-        if dry_run:
-            return self._finish()
-        around = None if student.support() is not None else loaded.scene.box
-        self.focus = partial(focus, cells=cells, around=around)
-        focused = self.focus(store, seed=s.seed)
-        del store  # memory
-        views = QuickScore(quick, student, cells)
-        distiller = Distiller(
-            self.architecture, student, focused, seed=s.seed, progress=self.progress, evaluate=views, stop=self.stop
-        )
-        if state is None:
-            self._project(student, focused, seconds, views)
-        else:
-            student = state.restore(distiller, self.architecture, loaded.scene)
-            views.student = student
-            report.stages += state.reports
-            seconds = max(0.0, seconds - state.elapsed)
-        del focused
-        try:
-            self._stages(distiller, max(1.0, seconds - self.elapsed() - reserve), views, batches)
-        except Stopped:
-            self._interrupt(distiller, config, loaded, batches, cells)
-        report.stages += distiller.reports
-        fidelity = self._validate(prepared, student.eval(), cells) if validate else None
-        if fidelity is not None:
-            report.fidelity = fidelity.to_json()
-            if s.min_psnr is not None and fidelity.psnr < s.min_psnr:
-                raise QualityError(
-                    f"fidelity {fidelity.psnr:.2f} dB is below the {s.min_psnr:g} dB asked for; nothing was written",
-                    hint="a longer --budget or a larger --preset",
-                )
-        self._write(student, loaded.scene, loaded)
-        if self.out is not None:
-            resuming.remove(self.out)
-        return self._finish()
-
-    def _labels(
-        self, prepared: Prepared, seconds: float, state: resuming.State | None
-    ) -> tuple[Store, tuple[int, int]]:
-        """Scout, then trace many more rays through nothing but the surroundings of what was seen."""
-        clock = time.perf_counter()
-        fixed = (None, None) if self.replay is None else (self.replay.scout, self.replay.labels)
-        fixed = fixed if state is None else (state.scout, state.labels)
-        self.progress.stage("scout", SCOUT_SHARE * seconds)
-        few, scout = self._trace(prepared, SCOUT_SHARE * seconds, MAX_SAMPLES // 4, fixed[0], 0)
-        self.progress.stage("labels", (1.0 - SCOUT_SHARE) * seconds)
-        self.shell = dataclasses.replace(prepared, occupancy=visible_cells(few, grow=2))
-        left = seconds - (time.perf_counter() - clock)
-        rest, batches = self._trace(self.shell, left, MAX_SAMPLES - len(few), fixed[1], scout)
-        store = merge(few, rest)
-        note = f"{store.rays} rays with {len(store)} samples, {len(store.many)} of them seen from {SIDES} sides more"
-        self.report.stages.append(StageReport("labels", batches, batches, time.perf_counter() - clock, note=note))
-        return store, (scout, batches)
-
-    def _ask_more(self, seconds: float, batches: int | None, first: int) -> tuple[Store, int]:
-        self.progress.stage("labels", seconds)
-        store, done = self._trace(self.shell, seconds, MAX_SAMPLES, batches, first)
-        return self.focus(store, seed=self.settings.seed + first), done
-
-    def _trace(
-        self, prepared: Prepared, seconds: float, most: int, batches: int | None, first: int
-    ) -> tuple[Store, int]:
-        return label(
-            prepared.field,
-            prepared.scene,
-            prepared.occupancy,
-            step=prepared.step,
-            seconds=seconds,
-            max_samples=most,
-            batches=batches,
-            first=first,
-            seed=self.settings.seed,
-            cameras=prepared.scene.cameras,
-            progress=self.progress,
-            device=prepared.device,
-        )
-
-    def _project(self, student: RadianceField, store: Store, seconds: float, views: QuickScore) -> None:
-        self.progress.stage("projection", None)
-        before = views()
-        clock = time.perf_counter()
-        line = self.architecture.project(student, store, 0.15 * seconds)
-        if line is None:
-            return
-        spent = time.perf_counter() - clock
-        after = views()
-        self.progress.note(f"preview after projection: {after:.2f} dB ({line})")
-        self.report.stages.append(StageReport("projection", 1, 1, spent, before, after, line))
-
-    def _stages(self, distiller: Distiller, seconds: float, views: QuickScore, batches: tuple[int, int]) -> None:
-        if self.replay is not None:
-            named = {name: (run, planned) for name, run, planned in self.replay.stages}
-            distiller.run(0.0, steps=named)
-            rounds(distiller, self._ask_more, sum(batches), most=BEST_CYCLES, seconds=0.0, gain=0.0, fixed=named)
-        else:
-            distiller.run(seconds)
-            most = self.settings.cycles
-            rounds(distiller, self._ask_more, sum(batches), most=most, seconds=BEST_CYCLE, gain=BEST_GAIN)
-        earlier = [r for r in self.report.stages if r.name not in ("labels", "projection")]
-        ran = [(r.name, r.steps, r.planned) for r in [*earlier, *distiller.reports] if r.planned]
-        self.report.replay = str(Replay(*batches, tuple(ran)))
-
-    def _interrupt(
-        self, distiller: Distiller, config: dict[str, Any], loaded: Loaded, batches: tuple[int, int], cells: Occupancy
-    ) -> None:
-        at: Position = distiller.position
-        stage = tuple(Stage)[min(at.stage, len(Stage) - 1)]
-        where = f"stopped in stage {stage} after {at.step} steps"
-        if self.out is None:
-            raise Interrupted(where, hint="without an output file there is nothing to resume")
-        reports = [r for r in self.report.stages if r.name != "labels"] + distiller.reports
-        folder, request = resuming.folder(self.out), (self.settings, loaded.sha256, config)
-        resuming.save(folder, *request, distiller, self.architecture, batches, reports, self.elapsed())
-        raise Interrupted(where, hint=f"the same command with --resume goes on from {folder}")
-
-    def _mask_factor(self, prepared: Prepared) -> int:
-        """How much finer than our occupancy a student's mask is: twice, or what the target layout holds."""
-        if self.limits.cells is None:
-            return 2
-        return max(1, round(self.limits.cells * prepared.occupancy.cell / prepared.scene.box.longest))
-
-    def _validate(self, prepared: Prepared, student: RadianceField, cells: Occupancy) -> Fidelity:
-        if not self.full:
-            self.report.notes.append("validated on fewer views than fidelity/1: the budget is short for this teacher")
-        views = reference(prepared, progress=self.progress, **({} if self.full else FEWER))
-        if student.support() is None:  # without a mask: what it draws in empty space counts
-            cells = prepare(student, prepared.scene, device=self.device, seed=self.settings.seed).occupancy
-        return views.compare(student, cells, progress=self.progress)
-
-    def _write(self, field: RadianceField, scene: Scene, loaded: Loaded) -> None:
-        config, tensors = self.architecture.save(field)
-        bad = [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
-        if bad:
-            raise RequestError(f"the student's tensor {bad[0]!r} is not a number", hint="try another --seed")
-        provenance = {
-            "tool": f"pvdconvert {__version__}",
-            "teacher": {k: self.report.source[k] for k in ("format", "architecture", "sha256")},
-            "settings": {k: v for k, v in self.settings.to_json().items() if k != "device"},
-            "replay": self.report.replay,
-            "fidelity": self.report.fidelity,
-            "earlier": dict(loaded.parts.provenance),
-        }
-        arrays = {k: ArrayTensor(v.detach().cpu().contiguous().numpy()) for k, v in tensors.items()}
-        parts = Parts(self.settings.to, config, arrays, scene, provenance)
-        target: dict[str, Any] = {"architecture": self.settings.to, "format": self.layout, "config": config}
-        if self.out is not None:
-            self.progress.stage("writing", None)
-            target["bytes"] = write_checked(parts, self.out, self.layout, self.registry)
-            target["path"] = str(self.out)
-        else:
-            target["bytes"] = byte_count(tensors)
-        self.report.target = target
-
-    def _finish(self) -> Report:
-        self.report.seconds = self.elapsed()
-        self.report.cpu_seconds = time.process_time() - self.cpu
-        self.report.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return self.report

@@ -67,12 +67,12 @@ def test_the_stages_run_in_the_order_of_the_paper(tmp_path: Path) -> None:
 
 
 def test_rounds_of_preset_best_ask_anew_and_replay_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pvdconvert import pipeline, settings
+    from pvdconvert import conversion, settings
 
     monkeypatch.setattr(settings, "BEST_CYCLE", 2.0)
     monkeypatch.setattr(settings, "BEST_CYCLES", 2)
-    monkeypatch.setattr(pipeline, "BEST_CYCLE", 2.0)
-    monkeypatch.setattr(pipeline, "BEST_GAIN", -100.0)
+    monkeypatch.setattr(conversion, "BEST_CYCLE", 2.0)
+    monkeypatch.setattr(conversion, "BEST_GAIN", -100.0)
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     first = small("ngp", a, preset="best", steps=None)
     names = [s.name for s in first.stages]
