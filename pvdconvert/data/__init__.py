@@ -1,6 +1,6 @@
 """Posed images behind one small contract: cameras, pictures that are read when they are asked for, hints on the scene.
 
-A loader fits one layout of folders or files (checkpoint-layouts.md, section 9) and answers a :class:`Dataset`. No torch.
+A loader fits one layout of folders or files (checkpoint-layouts.md, section 9) and answers a Dataset. No torch.
 """
 
 from __future__ import annotations
