@@ -46,6 +46,15 @@ def repo() -> Path:
     return REPO
 
 
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium (tests/browser.py); the test is skipped where there is none."""
+    from tests.browser import started
+
+    with started() as running:
+        yield running
+
+
 @pytest.fixture(autouse=True)
 def _deterministic() -> Iterator[None]:
     """Same threads, seed and kernel twin for every test; leaves torch alone if nobody imported it."""
