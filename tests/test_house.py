@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "solve": {"kernels"},
     "render": {"field", "scene", "cameras", "kernels"},
     "metrics": {"render", "scene", "cameras", "field"},
-    "report": {"metrics", "render"},
+    "report": {"metrics", "render", "writing"},
     "distill": {"field", "scene", "cameras", "render", "metrics", "plugin", "solve", "kernels", "report", "settings"},
     "settings": {"plugin", "scene"},
     "prepare": {"field", "metrics", "render", "scene", "cameras"},
