@@ -1,4 +1,4 @@
-"""Pinhole cameras and the pseudo-views that a conversion looks through. numpy only, no torch.
+"""Cameras and the pseudo-views that a conversion looks through. numpy only, no torch.
 
 Convention: OpenGL. ``c2w`` columns are right (+x), up (+y), back (+z) and the position; the camera looks along -z.
 A pixel (i, j) counts columns from the left and rows from the top; its ray passes ``(i + offset, j + offset)``.
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pvdconvert.errors import InputError
+from pvdconvert.lens import Lens
 
 if TYPE_CHECKING:
     from pvdconvert.scene import Box
@@ -29,13 +30,14 @@ WIDEST = 0.98
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Camera:
-    """A pinhole camera.
+    """A pinhole camera, or one behind a lens.
 
     width, height   pixels
     fx, fy          focal lengths, pixels
     cx, cy          principal point, pixels from the top left corner
     c2w             3x4, row-major, OpenGL camera to world
     offset          where in a pixel its ray passes: 0.5 (centre) or 0 (the vanilla-NeRF programs)
+    lens            what bends the rays; None = nothing
     """
 
     width: int
@@ -46,6 +48,7 @@ class Camera:
     cy: float
     c2w: tuple[tuple[float, ...], ...]
     offset: float = 0.5
+    lens: Lens | None = None
 
     @property
     def position(self) -> Array:
@@ -67,18 +70,33 @@ class Camera:
     def rays_at(self, i: Array, j: Array) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Origins and unit directions [N, 3] through pixel columns ``i`` and rows ``j`` [N] (fractions allowed)."""
         m = np.asarray(self.c2w, dtype=np.float64)
-        local = np.stack(
-            [(i + self.offset - self.cx) / self.fx, -(j + self.offset - self.cy) / self.fy, -np.ones_like(i)], axis=-1
-        )
+        u, v = (i + self.offset - self.cx) / self.fx, (j + self.offset - self.cy) / self.fy
+        if self.lens is None:
+            local = np.stack([u, -v, -np.ones_like(i)], axis=-1)
+        else:
+            local = self.lens.undistort(np.stack([u, v], axis=-1)) * (1.0, -1.0, -1.0)
         d = local @ m[:3, :3].T
         d /= np.linalg.norm(d, axis=-1, keepdims=True)
         o = np.broadcast_to(m[:3, 3], d.shape)
         return np.ascontiguousarray(o, dtype=np.float32), d.astype(np.float32)
 
+    def project(self, points: Array) -> Array:
+        """Pixel columns and rows [N, 2] at which points [N, 3] of the world are seen; NaN where they are not before
+        the camera. The inverse of :meth:`rays_at`: the picture's edge is at -offset and width - offset."""
+        m = np.asarray(self.c2w, dtype=np.float64)
+        local = (np.asarray(points, dtype=np.float64) - m[:3, 3]) @ m[:3, :3] * (1.0, -1.0, -1.0)
+        if self.lens is None:
+            depth = np.where(local[:, 2:] > 0, local[:, 2:], np.nan)
+            uv = local[:, :2] / depth
+        else:
+            uv = self.lens.distort(local)
+        return np.asarray(uv * (self.fx, self.fy) + (self.cx, self.cy) - self.offset)
+
     def to_json(self) -> dict[str, Any]:
         data = dataclasses.asdict(self)
         data["c2w"] = [list(row) for row in self.c2w]
-        return data
+        del data["lens"]
+        return data if self.lens is None else {**data, "lens": self.lens.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Camera:
@@ -91,6 +109,7 @@ class Camera:
             float(data["cy"]),
             tuple(tuple(float(v) for v in row) for row in data["c2w"]),
             float(data.get("offset", 0.5)),
+            None if data.get("lens") is None else Lens.from_json(data["lens"]),
         )
 
 
