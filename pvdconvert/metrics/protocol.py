@@ -1,4 +1,4 @@
-"""How close two fields are: PSNR, SSIM, and the protocol ``fidelity/1`` (docs/conventions.md)."""
+"""The protocol ``fidelity/1`` (docs/conventions.md): how close one field is to another, on views nobody has learned."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pvdconvert.cameras import Camera, sphere_cameras
 from pvdconvert.field import RadianceField
+from pvdconvert.metrics.pictures import CAP, psnr, ssim
 from pvdconvert.progress import Progress
 from pvdconvert.render.images import Bytes, Floats, render_camera, to_uint8
 from pvdconvert.render.occupancy import Occupancy
@@ -26,56 +25,7 @@ SEED = 20_160
 COUNT, SIZE = 16, 200
 QUICK_COUNT, QUICK_SIZE = 4, 100
 """Views and pixels of the numbers shown while a conversion runs."""
-CAP = 100.0
-"""dB at which a view counts in a mean. 200-px views that differ in a single byte have 98.9 dB, equal ones infinity."""
 _OBJECT, _SOLID = 0.05, 0.5
-
-Picture = NDArray[Any] | Tensor
-
-
-def _unit(a: Picture) -> NDArray[np.float64]:
-    """float64 in [0, 1]: bytes are divided by 255, floats pass."""
-    array = a.detach().cpu().numpy() if isinstance(a, Tensor) else np.asarray(a)
-    return array / 255.0 if array.dtype == np.uint8 else array.astype(np.float64)
-
-
-def mse(a: Picture, b: Picture, mask: NDArray[np.bool_] | None = None) -> float:
-    """Mean squared difference; bytes count as n/255. ``mask`` [H, W] picks pixels (ValueError if none)."""
-    square = (_unit(a) - _unit(b)) ** 2
-    if mask is not None:
-        square = square[mask]
-    if square.size == 0:
-        raise ValueError("no pixels to compare")
-    return float(square.mean())
-
-
-def psnr(a: Picture, b: Picture, mask: NDArray[np.bool_] | None = None) -> float:
-    """Peak signal-to-noise ratio in dB, peak 1; infinity for equal pictures."""
-    error = mse(a, b, mask)
-    return math.inf if error == 0.0 else -10.0 * math.log10(error)
-
-
-def ssim(a: Picture, b: Picture) -> float:
-    """Structural similarity of [H, W, C] pictures, each side >= 11 (Wang et al. 2004).
-
-    Gaussian window 11 x 11, sigma 1.5; K1 = 0.01, K2 = 0.03, range 1; population covariance; the mean over all windows
-    that lie inside the picture, and over channels.
-    """
-    x, y = (torch.from_numpy(_unit(v)).movedim(-1, 0)[:, None] for v in (a, b))
-    if min(x.shape[-2:]) < 11:
-        raise ValueError(f"ssim needs 11 pixels a side, got {tuple(x.shape[-2:])}")
-    g = torch.exp(-0.5 * ((torch.arange(11, dtype=torch.float64) - 5) / 1.5) ** 2)
-    g = g / g.sum()
-
-    def blur(v: Tensor) -> Tensor:
-        v = torch.nn.functional.conv2d(v, g[None, None, :, None])
-        return torch.nn.functional.conv2d(v, g[None, None, None, :])
-
-    c1, c2 = 0.01**2, 0.03**2
-    mx, my = blur(x), blur(y)
-    vx, vy, cov = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
-    value = (2 * mx * my + c1) * (2 * cov + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
-    return float(value.mean())
 
 
 def held_out_cameras(

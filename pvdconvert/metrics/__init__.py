@@ -1,0 +1,41 @@
+"""How close pictures are (PSNR, SSIM, FLIP, LPIPS), and how close fields are: the protocol ``fidelity/1``."""
+
+from pvdconvert.metrics.ldr_flip import PIXELS_PER_DEGREE, flip, flip_map
+from pvdconvert.metrics.pictures import CAP, Picture, mse, psnr, ssim
+from pvdconvert.metrics.protocol import (
+    COUNT,
+    PROTOCOL,
+    QUICK_COUNT,
+    QUICK_SIZE,
+    SEED,
+    SIZE,
+    Fidelity,
+    ReferenceViews,
+    between_cameras,
+    fidelity,
+    held_out_cameras,
+    views,
+)
+
+__all__ = [
+    "CAP",
+    "COUNT",
+    "PIXELS_PER_DEGREE",
+    "PROTOCOL",
+    "QUICK_COUNT",
+    "QUICK_SIZE",
+    "SEED",
+    "SIZE",
+    "Fidelity",
+    "Picture",
+    "ReferenceViews",
+    "between_cameras",
+    "fidelity",
+    "flip",
+    "flip_map",
+    "held_out_cameras",
+    "mse",
+    "psnr",
+    "ssim",
+    "views",
+]
