@@ -92,6 +92,18 @@ class Camera:
             uv = self.lens.distort(local)
         return np.asarray(uv * (self.fx, self.fy) + (self.cx, self.cy) - self.offset)
 
+    def moved(self, matrix: Sequence[Sequence[float]] | Array) -> Camera:
+        """The same view where the world is moved by ``matrix`` [4, 4], a rotation, uniform scale and translation.
+        Raises InputError where it is none."""
+        m = np.asarray(matrix, dtype=np.float64)
+        scale = float(np.cbrt(np.linalg.det(m[:3, :3])))
+        if not scale > 0 or not np.allclose(m[:3, :3].T @ m[:3, :3], scale**2 * np.eye(3), atol=1e-4 * scale**2):
+            raise InputError("a camera cannot follow a world that is mirrored, sheared or stretched")
+        c2w = m[:3, :3] @ np.asarray(self.c2w, dtype=np.float64)
+        c2w[:, :3] /= scale
+        c2w[:, 3] += m[:3, 3]
+        return dataclasses.replace(self, c2w=tuple(tuple(float(v) for v in row) for row in c2w))
+
     def to_json(self) -> dict[str, Any]:
         data = dataclasses.asdict(self)
         data["c2w"] = [list(row) for row in self.c2w]

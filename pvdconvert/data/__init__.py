@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pvdconvert.cameras import Camera
 from pvdconvert.errors import UsageError
-from pvdconvert.scene import Box, RaySpace
+from pvdconvert.scene import IDENTITY, Box, RaySpace
 
 Pixels = NDArray[np.uint8]
 
@@ -46,6 +46,8 @@ class Dataset:
     ray_space   world, or NDC with its height, width, focal and near
     background  what lies behind straight alpha, RGB in [0, 1]; None = the pictures have no alpha
     notes       what was skipped, guessed or missing, one line each
+    world       4x4, row-major: the cameras' world -> the one to which ``Scene.world`` of a field trained on this leads
+                (they differ only where a nerfstudio file has an ``applied_transform``)
     """
 
     path: Path
@@ -57,6 +59,7 @@ class Dataset:
     ray_space: RaySpace = dataclasses.field(default_factory=RaySpace)
     background: tuple[float, float, float] | None = None
     notes: tuple[str, ...] = ()
+    world: tuple[tuple[float, ...], ...] = IDENTITY
 
     def split(self, name: str) -> tuple[Frame, ...]:
         """The frames of a split. Raises UsageError where the dataset has none."""

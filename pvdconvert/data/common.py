@@ -12,7 +12,7 @@ import numpy as np
 from pvdconvert.data import Dataset, Frame
 from pvdconvert.data.poses import Hints
 from pvdconvert.errors import InputError
-from pvdconvert.scene import Box, RaySpace, Vec3
+from pvdconvert.scene import IDENTITY, Box, RaySpace, Vec3
 
 WHITE: Vec3 = (1.0, 1.0, 1.0)
 MAX_FRAMES = 100_000
@@ -51,11 +51,13 @@ class Loader(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Shot:
-    """A frame and what tells its picture from all others (a path, or a number in a file)."""
+    """A frame, what tells its picture from all others (a path, or a number in a file), whether it has alpha, and its
+    name as the dataset writes it."""
 
     frame: Frame
     key: str
     alpha: bool = False
+    name: str = ""
 
 
 def hold_out(shots: Sequence[Shot], options: Options) -> tuple[dict[str, list[Shot]], list[str]]:
@@ -77,6 +79,7 @@ def finished(
     hints: Hints,
     notes: Sequence[str] = (),
     ray_space: RaySpace | None = None,
+    world: tuple[tuple[float, ...], ...] = IDENTITY,
 ) -> Dataset:
     """The dataset, after the checks that hold for every layout.
 
@@ -123,6 +126,7 @@ def finished(
         ray_space or RaySpace(),
         (options.background or WHITE) if alpha else None,
         tuple(said),
+        world,
     )
 
 

@@ -33,12 +33,13 @@ class FrameReader:
     missing: list[str] = dataclasses.field(default_factory=list)
     beyond: int = 0
 
-    def read(self, path: Path, *, mitsuba: bool = False) -> tuple[dict[str, Any], list[Shot]]:
+    def read(self, path: Path) -> tuple[dict[str, Any], list[Shot]]:
         """The JSON object, and its frames in natural order of their names. Raises InputError or UnsafeError.
 
-        Pictures that are not there are named in :attr:`missing`. ``mitsuba`` turns cameras that look along +z.
+        Pictures that are not there are named in :attr:`missing`. Cameras ``from_mitsuba`` look along +z and are turned.
         """
         data = read_json(path)
+        mitsuba = bool(data.get("from_mitsuba"))
         frames = listed(data, path)
         if "n_frames" in data:
             frames = frames[: int(positive(data, "n_frames", str(path)) or 0)]
@@ -72,7 +73,7 @@ class FrameReader:
         if Path(stem).suffix.lower() in pictures.SUFFIXES:
             stem = Path(stem).stem
         key = str(picture.resolve())
-        return Shot(Frame(stem, camera, read, mask), key, size.alpha or alpha is not None)
+        return Shot(Frame(stem, camera, read, mask), key, size.alpha or alpha is not None, str(name))
 
     def _camera(
         self,

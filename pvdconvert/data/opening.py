@@ -12,11 +12,14 @@ from pathlib import Path
 from pvdconvert.data import Dataset
 from pvdconvert.data.blender import Blender
 from pvdconvert.data.common import Fit, Loader, Options
+from pvdconvert.data.llff import Llff
+from pvdconvert.data.nsvf import Nsvf
 from pvdconvert.data.tiny_nerf import TinyNerf
+from pvdconvert.data.transforms import Transforms
 from pvdconvert.errors import InputError, UnknownError, UsageError
 from pvdconvert.scene import Box, Vec3
 
-LOADERS: tuple[Loader, ...] = (Blender(), TinyNerf())
+LOADERS: tuple[Loader, ...] = (Blender(), Llff(), Nsvf(), Transforms(), TinyNerf())
 """Every layout; the order does not matter."""
 
 
