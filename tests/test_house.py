@@ -40,13 +40,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"render", "scene", "cameras", "field"},
     "report": {"metrics", "render", "writing"},
     "distill": {"field", "scene", "cameras", "render", "metrics", "plugin", "solve", "kernels", "report", "settings"},
-    "settings": {"plugin", "scene"},
+    "settings": {"distill.methods", "plugin", "scene"},
     "prepare": {"field", "metrics", "render", "scene", "cameras"},
     "looking": {"distill", "field", "metrics", "prepare", "render"},
     "loading": {"field", "identify", "plugin", "registry", "scene"},
     "writing": {"containers", "plugin", "registry"},
     "transcode": {"plugin", "registry", "writing"},
     "asking": {"distill", "prepare", "render", "report", "scene"},
+    "batch": set(),
+    "batch_manifest": set(),
+    "cluster": {"batch"},
     "conversion": {"*"},
     "relay": {"loading", "plugin", "report"},
     "pipeline": {"*"},
@@ -61,6 +64,7 @@ OPEN = {"errors", "progress", "version"}
 
 # Words of the core that happen to be the name of a format.
 HOMONYMS = {
+    "pvd": re.compile(r"distill/methods\.py"),  # the method of the paper
     "torch-ngp": re.compile(r"(kernels|nn)/hashgrid\w*\.py"),  # an index rule of hash grids
     "nerfstudio": re.compile(r"(kernels|nn)/hashgrid\w*\.py"),  # likewise
 }

@@ -24,7 +24,7 @@ PROGRAM = "pvdconvert"
 DEFAULT = "convert"
 INTERRUPTED = 130
 # Adding a name here is a breaking change for files of that name: they then need "./".
-COMMANDS = ("convert", "formats", "inspect", "render", "compare", "plugins", "selftest", "doctor")
+COMMANDS = ("convert", "batch", "formats", "inspect", "render", "compare", "plugins", "selftest", "doctor")
 
 HELP = """Convert a trained radiance field of one architecture into another.
 
@@ -37,7 +37,7 @@ EPILOG = """\b
 A file named like a command needs "./": pvdconvert ./formats --to ngp
 Exit codes: 0 ok, 1 internal, 2 usage, 3 input unreadable, 4 format or architecture unknown, 5 plugin broken,
 6 quality gate not met, 7 out of memory or no such device, 8 refused as unsafe, 9 output cannot be written,
-10 request cannot be met, 130 interrupted.
+10 request cannot be met, 11 some rows of a batch failed, 130 interrupted.
 """
 
 
@@ -79,10 +79,10 @@ def _suggest(first: str, args: list[str]) -> None:
 def _shadowed(first: str, args: list[str]) -> None:
     """A file named like a command, clearly meant as a file."""
     targets = [a for a in args[1:] if a in ("-t", "--to") or a.startswith("--to=")]
-    if first != DEFAULT and targets:
+    if first not in (DEFAULT, "batch") and targets:
         what = "convert the file" if os.path.lexists(first) else "convert a file"
         raise UsageError(
-            f"{first!r} is a command, and only convert takes {targets[0].split('=')[0]}",
+            f"{first!r} is a command, and does not take {targets[0].split('=')[0]}",
             hint=f"to {what} of that name: {PROGRAM} ./{first} --to ...",
         )
 
