@@ -68,6 +68,7 @@ class FormatSpec:
     code           "module:Class" of the :class:`Format`; imported on first use, torch-free if at all possible
     architectures  names of the architectures that the layout can hold
     writes         those of them that it writes, where it writes; () = all
+    pixel_offset   where in a pixel the program's ray passes: 0.5, the centre, or 0, as vanilla NeRF has it
     suffixes       usual suffixes, for output names and help only: reading never looks at them
     native         the default layout of outputs (one format only)
     versions       which versions or variants of the layout are read, in a few words
@@ -89,6 +90,7 @@ class FormatSpec:
     program: str = ""
     licence: str = ""
     writes: tuple[str, ...] = ()
+    pixel_offset: float = 0.5
     api_version: int = API_VERSION
 
     @property

@@ -27,6 +27,7 @@ SPEC = FormatSpec(
     verified="real files (official lego weights) and TensorFlow's own answers",
     program="bmild/nerf",
     licence="MIT",
+    pixel_offset=0.0,
 )
 NAME = re.compile(r"model_(fine_)?(\d+)\.npy")
 

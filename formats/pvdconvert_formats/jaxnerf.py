@@ -30,6 +30,7 @@ SPEC = FormatSpec(
     verified="known answers derived in the tests",
     program="google-research/jaxnerf",
     licence="Apache-2.0",
+    pixel_offset=0.0,
 )
 _FIRST = re.compile(r"((?:.*\.)?)MLP_0\.Dense_0\.kernel")
 ORDERS = ("scale-major", "legacy")

@@ -22,6 +22,7 @@ SPEC = FormatSpec(
     verified="a real file and its PSNR on a held-out view",
     program="Jiayi-Pan/NeRF",
     licence="GPL-3.0",
+    pixel_offset=0.0,
 )
 _PREFIX = "model_state_dict."
 _MARKS = ("fc_1.0.weight", "fc_noact.weight", "fc_dir.0.weight", "sigma.weight", "rgb.0.weight")

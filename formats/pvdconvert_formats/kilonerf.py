@@ -33,6 +33,7 @@ SPEC = FormatSpec(
     versions="fine-tuned and end-to-end (resolution and domain from --config YAML), pretrained single networks",
     verified="known answers derived in the tests",
     program="creiser/kilonerf",
+    pixel_offset=0.0,
 )
 PREFIX = "model_state_dict."
 MARGIN = 1e-3

@@ -28,6 +28,7 @@ SPEC = FormatSpec(
     verified="real files (lego, fern); lego's PSNR on held-out views",
     program="krrish94/nerf-pytorch",
     licence="MIT",
+    pixel_offset=0.0,
 )
 _COARSE, _FINE = "model_coarse_state_dict.", "model_fine_state_dict."
 

@@ -29,6 +29,7 @@ SPEC = FormatSpec(
     verified="known answers derived in the tests",
     program="kwea123/nerf_pl",
     licence="MIT",
+    pixel_offset=0.0,
 )
 _KEY = re.compile(r"(?:.*\.)?nerf_(coarse|fine)\.(.+)")
 _SIZE = (504, 378)

@@ -32,6 +32,7 @@ SPEC = FormatSpec(
     verified="a file of the program's own (official lego weights) with its answers and its pictures",
     program="yenchenlin/nerf-pytorch",
     licence="MIT",
+    pixel_offset=0.0,
 )
 COARSE, FINE, OPTIMIZER = "network_fn_state_dict.", "network_fine_state_dict.", "optimizer_state_dict."
 

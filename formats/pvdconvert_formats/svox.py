@@ -34,6 +34,7 @@ SPEC = FormatSpec(
     verified="a file written by svox itself, points and views; the formula in float64 on hand-made files",
     program="sxyu/svox",
     licence="BSD-2-Clause",
+    pixel_offset=0.0,
 )
 EXTRA = "pvdconvert"
 """A member of our own, ignored by svox, for what the layout cannot say."""
