@@ -89,7 +89,7 @@ def command(
 
         one = open_field(a, from_=reading.from_, read=read, device=where)
         two = open_field(b, from_=from_b, read=read_b, device=where)
-        notes = [*one.notes, *two.notes, *_comparable(one, two)]
+        notes = [*one.notes, *two.notes, *comparable(one, two)]
         for text in notes:
             bar.note(text)
         bar.note(f"A: {a}, {one.architecture}")
@@ -146,7 +146,7 @@ def _side(path: Path, loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def _comparable(one: Loaded, two: Loaded) -> list[str]:
+def comparable(one: Loaded, two: Loaded) -> list[str]:
     """Refuse pairs that no camera can see alike; note what makes a comparison doubtful."""
     if one.scene.ray_space != two.scene.ray_space:
         kinds = f"{one.scene.ray_space.kind} and {two.scene.ray_space.kind}"
