@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Callable
@@ -13,14 +14,15 @@ import torch
 from pvdconvert import __version__
 from pvdconvert import registry as registries
 from pvdconvert.asking import Asking, Batches
+from pvdconvert.distill import methods
 from pvdconvert.distill import resume as resuming
-from pvdconvert.distill.distiller import Distiller, Position, Stopped
+from pvdconvert.distill.distiller import Distiller, Stopped
 from pvdconvert.distill.label import visible_cells
 from pvdconvert.distill.rounds import rounds
 from pvdconvert.distill.schedule import Replay
 from pvdconvert.distill.store import Store
 from pvdconvert.errors import Interrupted, QualityError, RequestError, UsageError
-from pvdconvert.field import RadianceField, Stage
+from pvdconvert.field import RadianceField
 from pvdconvert.loading import Loaded, choose_device, to_device
 from pvdconvert.looking import FEWER, QuickScore, reference, see_through
 from pvdconvert.metrics import Fidelity
@@ -33,8 +35,6 @@ from pvdconvert.scene import Scene
 from pvdconvert.settings import BEST_CYCLE, BEST_CYCLES, BEST_GAIN, Settings, rehearse
 from pvdconvert.transcode import obstacle, refused, transcode
 from pvdconvert.writing import byte_count, check_target, write_checked
-
-LABEL_SHARE = 0.35
 
 
 class Conversion:
@@ -67,9 +67,12 @@ class Conversion:
             held = ", ".join(spec.spec.written)
             raise UsageError(f"format {self.layout!r} cannot hold {s.to!r}", hint=f"it holds: {held}")
         self.limits = code.limits(s.to)
+        self.method, self.method_options = methods.parse(s.method)
         self.replay = None if s.steps is None else Replay.parse(s.steps)
         if self.out is not None:
             check_target(self.out, force=force)
+        if resume and not self.method.resumes:
+            raise UsageError(f"method {self.method.name!r} cannot resume", hint="start without --resume")
         if resume and (self.out is None or not resuming.folder(self.out).is_dir()):
             raise UsageError(f"nothing to resume beside {self.out}", hint="start without --resume")
         self.device = choose_device(s.device)
@@ -141,7 +144,7 @@ class Conversion:
         asking = Asking(prepared, s.seed, self.progress)
         fixed = None if self.replay is None else (self.replay.scout, self.replay.labels)
         fixed = fixed if state is None else (state.scout, state.labels)
-        store, labels = asking.first(0.05 * seconds if dry_run else LABEL_SHARE * seconds, fixed)
+        store, labels = asking.first((0.05 if dry_run else self.method.labels) * seconds, fixed)
         report.stages.append(labels)
         cells = visible_cells(store, factor=self._mask_factor(prepared))
         facts = TeacherFacts(
@@ -175,12 +178,24 @@ class Conversion:
         focused = asking.focus(store, seed=s.seed)
         del store  # memory
         views = QuickScore(quick, student, cells)
-        distiller = Distiller(
-            self.architecture, student, focused, seed=s.seed, progress=self.progress, evaluate=views, stop=self.stop
+        lesson = methods.Lesson(
+            self.architecture,
+            student,
+            focused,
+            seed=s.seed,
+            progress=self.progress,
+            evaluate=views,
+            stop=self.stop,
+            tensors=loaded.parts.tensors,
+            options=self.method_options,
         )
+        distiller = self.method.trainer(lesson)
+        del lesson
         if state is None:
-            self._project(student, focused, seconds, views)
+            if self.method.projects:
+                self._project(student, focused, seconds, views)
         else:
+            assert isinstance(distiller, Distiller)
             student = state.restore(distiller, self.architecture, loaded.scene)
             views.student = student
             report.stages += state.reports
@@ -216,24 +231,26 @@ class Conversion:
         self.progress.note(f"preview after projection: {after:.2f} dB ({line})")
         self.report.stages.append(StageReport("projection", 1, 1, spent, before, after, line))
 
-    def _stages(self, distiller: Distiller, seconds: float, asking: Asking) -> None:
+    def _stages(self, distiller: methods.Trainer, seconds: float, asking: Asking) -> None:
         first = sum(asking.batches)
         if self.replay is not None:
             named = {name: (run, planned) for name, run, planned in self.replay.stages}
             distiller.run(0.0, steps=named)
-            rounds(distiller, asking.more, first, most=BEST_CYCLES, seconds=0.0, gain=0.0, fixed=named)
+            if isinstance(distiller, Distiller):
+                rounds(distiller, asking.more, first, most=BEST_CYCLES, seconds=0.0, gain=0.0, fixed=named)
         else:
-            distiller.run(seconds)
             most = self.settings.cycles
-            rounds(distiller, asking.more, first, most=most, seconds=BEST_CYCLE, gain=BEST_GAIN)
+            distiller.run(seconds if isinstance(distiller, Distiller) or not most else math.inf)
+            if isinstance(distiller, Distiller):
+                rounds(distiller, asking.more, first, most=most, seconds=BEST_CYCLE, gain=BEST_GAIN)
         earlier = [r for r in self.report.stages if r.name not in ("labels", "projection")]
         ran = [(r.name, r.steps, r.planned) for r in [*earlier, *distiller.reports] if r.planned]
         self.report.replay = str(Replay(*asking.batches, tuple(ran)))
 
-    def _interrupt(self, distiller: Distiller, config: dict[str, Any], loaded: Loaded, batches: Batches) -> None:
-        at: Position = distiller.position
-        stage = tuple(Stage)[min(at.stage, len(Stage) - 1)]
-        where = f"stopped in stage {stage} after {at.step} steps"
+    def _interrupt(self, distiller: methods.Trainer, config: dict[str, Any], loaded: Loaded, batches: Batches) -> None:
+        where = f"stopped in {distiller.where}"
+        if not isinstance(distiller, Distiller):
+            raise Interrupted(where, hint=f"method {self.method.name} cannot go on from there: start again")
         if self.out is None:
             raise Interrupted(where, hint="without an output file there is nothing to resume")
         reports = [r for r in self.report.stages if r.name != "labels"] + distiller.reports

@@ -49,6 +49,7 @@ def convert(
     validate: bool = True,
     exact: bool = False,
     numbers: str = "same",
+    method: str = "store",
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
     registry: registries.Registry | None = None,
@@ -64,13 +65,27 @@ def convert(
     resume    go on from ``OUT.resume/`` that an interrupted run left
     exact     refuse, with RequestError, whatever would have to be trained
     numbers   of a transcoded file: "same" as in the source, or "float32"
+    method    how the student is taught: "store", or "pvd" and "pvd-al" as published (docs/pvd.md); their options follow
+              a colon: "pvd:loss=L2,rays=1024"
     stop      asked after every step; true interrupts the run in a resumable state
 
     Returns the report. Raises the errors of :mod:`pvdconvert.errors`.
     """
     run = Conversion(
         Settings(
-            to, preset, budget, max_mb, parse_sets(sets or {}), seed, device, as_, min_psnr, steps, exact, numbers
+            to,
+            preset,
+            budget,
+            max_mb,
+            parse_sets(sets or {}),
+            seed,
+            device,
+            as_,
+            min_psnr,
+            steps,
+            exact,
+            numbers,
+            method=method,
         ),
         Path(out) if out is not None else None,
         progress or Silent(),

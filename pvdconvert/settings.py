@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pvdconvert.distill import methods
 from pvdconvert.errors import PvdError, UsageError
 from pvdconvert.plugin import Architecture, Budget, Limits, TeacherFacts
 from pvdconvert.scene import Scene
@@ -40,6 +41,7 @@ class Settings:
     steps: str | None = None
     exact: bool = False
     numbers: str = "same"
+    method: str = methods.DEFAULT
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -48,6 +50,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UsageError(f"{name} must be a positive number, got {value}")
+        methods.parse(self.method)
         if not 0 <= self.seed < 1 << 31:
             raise UsageError(f"seed must be in 0 .. 2^31 - 1, got {self.seed}")
 

@@ -34,6 +34,13 @@ def presets(incomplete: str) -> list[str]:
     return [name for name in ("fast", "balanced", "best") if name.startswith(incomplete)]
 
 
+def methods(incomplete: str) -> list[str]:
+    """Values of ``--method``."""
+    from pvdconvert.distill.methods import METHODS
+
+    return [name for name in METHODS if name.startswith(incomplete)]
+
+
 def near(word: str, known: Iterable[str]) -> str:
     """ "did you mean 'tensorf'?", or nothing."""
     found = difflib.get_close_matches(word, list(known), 1, 0.5)

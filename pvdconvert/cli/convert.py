@@ -11,6 +11,7 @@ import typer
 from pvdconvert.cli import checks, complete, options
 from pvdconvert.cli.interrupt import Interrupt
 from pvdconvert.cli.output import emit, say
+from pvdconvert.distill.methods import DEFAULT, parse
 from pvdconvert.errors import OutputError, UsageError
 
 PRESETS = ("fast", "balanced", "best")
@@ -52,6 +53,16 @@ def command(
             help="About a minute, about five, or until nothing moves.",
         ),
     ] = "balanced",
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            metavar="store|pvd|pvd-al",
+            autocompletion=complete.methods,
+            help="How the student is taught: from a store of the teacher's answers, asked once; or as published, by "
+            "Progressive Volume Distillation, or by that with active learning. Options follow a colon: pvd:rays=1024.",
+        ),
+    ] = DEFAULT,
     budget: Annotated[
         str | None, typer.Option("--budget", metavar="TIME", help="Time for distillation: 90s, 5m, 1h.")
     ] = None,
@@ -113,6 +124,8 @@ def command(
     # Contradictions and names first, then what the file system says, then the file itself; torch only after all that.
     options.choice("--preset", preset, PRESETS)
     options.choice("--dtype", numbers, NUMBERS)
+    if resume and not parse(method)[0].resumes:
+        raise UsageError(f"--method {method} and --resume contradict each other: it cannot go on from a halt")
     seconds = None if budget is None else options.seconds(budget)
     if max_mb is not None and not 0 < max_mb < math.inf:
         raise UsageError(f"--max-mb {max_mb:g}: must be more than nothing")
@@ -170,6 +183,7 @@ def command(
                 steps=replay,
                 exact=exact,
                 numbers=numbers,
+                method=method,
                 dry_run=dry_run,
                 force=force,
                 resume=resume,

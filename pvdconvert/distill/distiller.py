@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pvdconvert.distill import losses
+from pvdconvert.distill.methods import Lesson
 from pvdconvert.distill.schedule import SHARES, WARMUP, Plateau, rate
 from pvdconvert.distill.store import Store
 from pvdconvert.errors import PluginError, RequestError
@@ -77,6 +78,7 @@ class Distiller:
         self.batch = student.batch_points
         self.tap: tuple[Tensor, Tensor] | None = None
         self.seed = seed
+        self.ray_share = self.sample_share = 1.0
         self.renew(store)
 
     def renew(self, store: Store) -> None:
@@ -92,6 +94,12 @@ class Distiller:
         self.ray_batch = max(64, min(store.rays, int(self.batch / per_ray)))
         held = torch.Generator().manual_seed(self.seed + 7919)
         self.held = torch.randint(len(store), (min(HELD_OUT, len(store)),), generator=held).to(self.device)
+
+    @property
+    def where(self) -> str:
+        """Where it is, for a person."""
+        stage = tuple(Stage)[min(self.position.stage, len(Stage) - 1)]
+        return f"stage {stage} after {self.position.step} steps"
 
     # -- what is drawn ---------------------------------------------------------------------------------------------
 
@@ -131,6 +139,30 @@ class Distiller:
         dt = torch.full_like(sigma, s.step)
         return s.free_x[free], sigma, dt.masked_fill_(sigma == 0, s.scene.box.longest) if s.whole_space else dt
 
+    def _rays(self) -> Tensor:
+        """Rays of the store, uniform."""
+        return torch.randint(self.store.rays, (self.ray_batch,), generator=self.generator).to(self.device)
+
+    def _tapped(self) -> Tensor:
+        """Which of the samples whose features were asked."""
+        assert self.tap is not None
+        return torch.randint(len(self.tap[0]), (self.batch,), generator=self.generator).to(self.device)
+
+    # -- where several processes run one (distill/parallel.py) agree; one agrees with itself ------------------------
+
+    def _mean(self, own: Tensor) -> Tensor:
+        return own
+
+    def _agree(self, stop: bool, late: bool) -> tuple[bool, bool]:
+        return stop, late
+
+    def _planned(self, steps: int) -> int:
+        return steps
+
+    def _share_gradients(self) -> None: ...
+
+    # -- the stages ------------------------------------------------------------------------------------------------
+
     def _ask(self, stage: Stage, x: Tensor, d: Tensor | None, latent: Tensor | None = None) -> Tensor:
         """What the student answers at ``stage``. Raises PluginError where its plugin answers nothing."""
         answer = self.architecture.forward_stage(self.student, stage, x, d, latent)
@@ -140,8 +172,6 @@ class Distiller:
                 f"plugin {name}: forward_stage answers nothing at stage {stage}", hint="pvdconvert selftest"
             )
         return answer
-
-    # -- the stages ------------------------------------------------------------------------------------------------
 
     def prepare_features(self) -> str:
         """Ask the teacher for its tap at some samples. Returns "" or the reason why the stage is skipped."""
@@ -168,13 +198,13 @@ class Distiller:
     def _features_loss(self) -> Tensor:
         assert self.tap is not None
         index, targets = self.tap
-        pick = torch.randint(len(index), (self.batch,), generator=self.generator).to(self.device)
+        pick = self._tapped()
         x = self.store.x[index[pick]]
         ours = self._ask(Stage.FEATURES, x, None)
         # The adapter is solved in closed form on each batch, so feature widths never have to match.
         with torch.no_grad():
-            a = losses.adapter(ours, targets[pick])
-        return (ours @ a[:-1] + a[-1] - targets[pick]).square().mean() + losses.too_large(ours)
+            a = losses.adapter(ours, targets[pick], self._mean)
+        return (ours @ a[:-1] + a[-1] - targets[pick]).square().mean() + losses.too_large(ours, self._mean)
 
     def _volume_loss(self, stage: Stage, index: tuple[Tensor, Tensor] | None = None) -> Tensor:
         s = self.store
@@ -198,7 +228,7 @@ class Distiller:
 
     def _render_loss(self) -> Tensor:
         s = self.store
-        rays = torch.randint(s.rays, (self.ray_batch,), generator=self.generator).to(self.device)
+        rays = self._rays()
         start, counts = s.offsets[rays], s.offsets[rays + 1] - s.offsets[rays]
         offsets = torch.zeros(len(rays) + 1, dtype=torch.int64, device=self.device)
         torch.cumsum(counts, 0, out=offsets[1:])
@@ -217,14 +247,14 @@ class Distiller:
         loss = (pixel - s.ray_rgb[rays]).square().mean()
         loss = loss + 0.1 * (1.0 - through - s.ray_opacity[rays]).square().mean()
         apart = weight_t[shown, None] * s.colored[index[shown], None] * (rgb[:, 0] - s.rgb[index[shown]]).square()
-        loss = loss + 0.1 * apart.sum() / (3 * len(rays))
+        loss = (loss + 0.1 * apart.sum() / (3 * len(rays))) * self.ray_share
         if len(s.many):
             loss = loss + 0.3 * self._sides_loss(self.batch // 4)
         if s.whole_space:
             free = self._free()
             sigma = torch.cat([sigma, self._ask(Stage.DENSITY, free[0], None)])
             sigma_t, dt = torch.cat([sigma_t, free[1]]), torch.cat([dt, free[2]])
-        return loss + 0.05 * losses.density_loss(sigma, sigma_t, dt)
+        return loss + 0.05 * self.sample_share * losses.density_loss(sigma, sigma_t, dt)
 
     def _loss(self, stage: Stage) -> Tensor:
         if stage is Stage.FEATURES:
@@ -297,6 +327,7 @@ class Distiller:
                 group["lr"] = peak * factor
             loss = self._loss(stage)
             loss.backward()  # type: ignore[no-untyped-call]
+            self._share_gradients()
             self.optimizer.step()
             self.optimizer.zero_grad()
             at.step += 1
@@ -305,7 +336,7 @@ class Distiller:
                 measured = now  # the first steps may compile kernels
             if at.step == first + WARMUP and not at.planned:
                 cost = (now - measured) / (WARMUP - 3)
-                at.planned = max(WARMUP, WARMUP + int((seconds - (now - begin)) / max(cost, 1e-6)))
+                at.planned = self._planned(max(WARMUP, WARMUP + int((seconds - (now - begin)) / max(cost, 1e-6))))
                 self.progress.stage(str(stage), float(at.planned))
             if at.step % 16 == 0:
                 value = float(loss.detach())
@@ -313,9 +344,11 @@ class Distiller:
                     raise RequestError(f"stage {stage}: the student's loss is not a number", hint="try another --seed")
                 self.progress.advance(at.step, loss=value)
             at.seconds = now - begin
-            if self.stop():
+            late = fixed is None and at.planned > 0 and now - begin > 1.25 * seconds and at.step >= WARMUP
+            stop, late = self._agree(self.stop(), late)
+            if stop:
                 raise Stopped
-            if fixed is None and at.planned and now - begin > 1.25 * seconds and at.step >= WARMUP:
+            if late:
                 break
             if (
                 fixed is None
@@ -342,3 +375,16 @@ class Distiller:
             self.peaks = peaks
         self.reports[-1].name = name
         return self.reports[-1]
+
+
+def teach(lesson: Lesson) -> Distiller:
+    """The trainer of the default method."""
+    return Distiller(
+        lesson.architecture,
+        lesson.student,
+        lesson.store,
+        seed=lesson.seed,
+        progress=lesson.progress,
+        evaluate=lesson.evaluate,
+        stop=lesson.stop,
+    )

@@ -10,8 +10,9 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,9 +25,19 @@ from pvdconvert.scene import Scene
 from pvdconvert.settings import Settings
 
 if TYPE_CHECKING:
-    from pvdconvert.distill.distiller import Distiller
+    from pvdconvert.distill.distiller import Position
+    from pvdconvert.solve.lazy_adam import LazyAdam
 
 VERSION = 1
+
+
+class Run(Protocol):
+    """What teaches a student: from a teacher's answers, or from pictures."""
+
+    student: RadianceField
+    optimizer: LazyAdam
+    generator: torch.Generator
+    position: Position
 
 
 def folder(out: Path) -> Path:
@@ -44,16 +55,17 @@ def save(
     settings: Settings,
     sha256: str,
     config: dict[str, Any],
-    distiller: Distiller,
+    distiller: Run,
     architecture: Architecture,
     labels: tuple[int, int],
     reports: list[StageReport],
     elapsed: float,
+    extra: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the state of ``distiller``. Raises OutputError where the disk refuses."""
+    """Write the state of ``distiller`` and ``extra``. Raises OutputError where the disk refuses."""
     from safetensors.torch import save_file
 
-    _, tensors = architecture.save(distiller.student)
+    student, tensors = architecture.save(distiller.student)
     everything = {f"student.{k}": v.detach().cpu().contiguous() for k, v in tensors.items()}
     numbers: dict[str, dict[str, float]] = {}
     for index, entry in distiller.optimizer.state_dict()["state"].items():
@@ -63,10 +75,12 @@ def save(
             elif isinstance(value, int | float):
                 numbers.setdefault(str(index), {})[key] = value
     everything["generator"] = distiller.generator.get_state()
+    everything |= {f"extra.{k}": v.detach().cpu().contiguous() for k, v in (extra or {}).items()}
     data = {
         "version": VERSION,
         "request": _request(settings, sha256),
         "config": config,
+        "student": student,
         "labels": list(labels),
         "position": dataclasses.asdict(distiller.position),
         "reports": [dataclasses.asdict(r) for r in reports],
@@ -88,9 +102,10 @@ def save(
 
 @dataclasses.dataclass
 class State:
-    """What :func:`load` found."""
+    """What :func:`load` found. ``student``: its configuration as the architecture saves it, masks and all."""
 
     config: dict[str, Any]
+    student: dict[str, Any]
     scout: int
     labels: int
     position: dict[str, Any]
@@ -99,7 +114,12 @@ class State:
     tensors: dict[str, Tensor]
     numbers: dict[str, dict[str, float]]
 
-    def restore(self, distiller: Distiller, architecture: Architecture, scene: Scene) -> RadianceField:
+    @property
+    def extra(self) -> dict[str, Tensor]:
+        """What was given to :func:`save` as ``extra``."""
+        return {k.removeprefix("extra."): v for k, v in self.tensors.items() if k.startswith("extra.")}
+
+    def restore(self, distiller: Run, architecture: Architecture, scene: Scene) -> RadianceField:
         """Put the student's weights, the optimiser and the random numbers back into ``distiller``."""
         from pvdconvert.distill.distiller import Position
 
@@ -123,7 +143,7 @@ class State:
         distiller.position = Position(**self.position)
         return distiller.student
 
-    def config_of(self, distiller: Distiller, architecture: Architecture) -> dict[str, Any]:
+    def config_of(self, distiller: Run, architecture: Architecture) -> dict[str, Any]:
         """The student's configuration with its mask, as ``save`` gives it."""
         return architecture.save(distiller.student)[0]
 
@@ -150,6 +170,7 @@ def load(where: Path, settings: Settings, sha256: str) -> State:
                 )
         return State(
             config=data["config"],
+            student=data["student"],
             scout=int(data["labels"][0]),
             labels=int(data["labels"][1]),
             position=data["position"],
@@ -165,7 +186,7 @@ def load(where: Path, settings: Settings, sha256: str) -> State:
 def _request(settings: Settings, sha256: str) -> dict[str, Any]:
     """What must not change between the two runs; the budget may."""
     data = settings.to_json()
-    kept = {k: data[k] for k in ("to", "preset", "max_mb", "sets", "seed", "layout", "steps")}
+    kept = {k: data[k] for k in ("to", "preset", "max_mb", "sets", "seed", "layout", "steps", "method")}
     cleaned = clean({**kept, "sha256": sha256})
     assert isinstance(cleaned, dict)
     return cleaned
