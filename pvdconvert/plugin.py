@@ -272,6 +272,11 @@ class ArchitectureBase:
     def project(self, field: RadianceField, store: Store, seconds: float) -> str | None:
         return None
 
+    def factor_norm(self, field: RadianceField) -> Tensor | None:
+        """Optional: what ``--method pvd`` keeps small, differentiable; the mean absolute values of the factors of a
+        low-rank density, summed. None = nothing."""
+        return None
+
 
 @runtime_checkable
 class Format(Protocol):

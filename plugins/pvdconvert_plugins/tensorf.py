@@ -69,6 +69,11 @@ class Tensorf(Tensorial):
             {"params": heads(field), "lr": 2e-2, "name": "colour network"},
         ]
 
+    def factor_norm(self, field: RadianceField) -> Tensor:
+        """Sum over planes and lines of density of their mean absolute values (pvd.md 1.6)."""
+        assert isinstance(field, TensorfField)
+        return torch.stack([p.abs().mean() for p in field.density_grid.parameters()]).sum()
+
     @torch.no_grad()
     def project(self, field: RadianceField, store: Store, seconds: float) -> str | None:
         """Density by masked least squares over the vertices that samples touch."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import numpy as np
@@ -205,9 +205,10 @@ class Paper:
             total = total + w.color * _among(ours.rgb, theirs.rgb, kind, weight, rows)
         if w.sigma:
             total = total + w.sigma * _among(ours.h, theirs.h, kind, weight, rows)
-        if w.regularizer:
-            penalty = getattr(self.architecture, "regularizer", lambda field: None)(self.student)
-            total = total if penalty is None else total + w.regularizer * penalty
+        if w.factors:
+            norm: Callable[[RadianceField], Tensor | None] | None = getattr(self.architecture, "factor_norm", None)
+            small = None if norm is None else norm(self.student)
+            total = total if small is None else total + w.factors * small
         return total, error
 
     def chosen(self, s: views.Samples, theirs: Tensor, ours: Tensor) -> Tensor | None:

@@ -26,8 +26,8 @@ FLOOR, CEILING = -2.0, 7.0
 STEP = 2.0 * math.sqrt(3.0) / 1024
 """Distance between samples, in that unit."""
 
-FEATURE, COLOR, SIGMA, PIXEL, REGULARIZER = 0.002, 0.002, 0.002, 1.0, 1e-4
-"""Weights of the terms; the last is the L1 norm of low-rank factors (``Architecture.regularizer``)."""
+FEATURE, COLOR, SIGMA, PIXEL, FACTORS = 0.002, 0.002, 0.002, 1.0, 1e-4
+"""Weights of the terms; the last is of the L1 norm of low-rank factors (``ArchitectureBase.factor_norm``)."""
 
 FEATURE_DECAY = 0.995
 """The weight of features is multiplied by this at every paper step."""
@@ -52,7 +52,7 @@ class Weights(NamedTuple):
     color: float = 0.0
     sigma: float = 0.0
     pixel: float = 0.0
-    regularizer: float = 0.0
+    factors: float = 0.0
 
 
 def weights(tau: float, *, tapped: bool = True, joint: bool = False) -> Weights:
@@ -70,7 +70,7 @@ def weights(tau: float, *, tapped: bool = True, joint: bool = False) -> Weights:
     feature = FEATURE * FEATURE_DECAY**tau if tapped else 0.0
     if not joint and tau < VOLUME_END:
         return Weights(feature, COLOR, SIGMA)
-    return Weights(feature, COLOR, SIGMA, PIXEL, REGULARIZER)
+    return Weights(feature, COLOR, SIGMA, PIXEL, FACTORS)
 
 
 def learning_rate(peak: float, progress: float) -> float:
