@@ -62,6 +62,15 @@ class Camera:
             self, width=width, height=height, fx=self.fx * sx, fy=self.fy * sy, cx=self.cx * sx, cy=self.cy * sy
         )
 
+    def reduced(self, n: int) -> Camera:
+        """Of the picture whose pixels are averages of ``n`` x ``n``; columns and rows left over are cut off. Raises
+        InputError where nothing is left."""
+        width, height = self.width // n, self.height // n
+        if not width or not height:
+            raise InputError(f"a picture of {self.width} x {self.height} pixels cannot be reduced {n} times")
+        fx, fy, cx, cy = (v / n for v in (self.fx, self.fy, self.cx, self.cy))
+        return dataclasses.replace(self, width=width, height=height, fx=fx, fy=fy, cx=cx, cy=cy)
+
     def rays(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Origins [H*W, 3] and unit directions [H*W, 3] of all pixels, row-major, world."""
         j, i = np.meshgrid(np.arange(self.height), np.arange(self.width), indexing="ij")

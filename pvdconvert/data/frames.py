@@ -21,24 +21,28 @@ from pvdconvert.lens import from_keys
 
 PIXEL = 0.1
 """How many pixels a ray may miss its own by before the lens is said not to reach it."""
-MAX_SIDE = 1 << 16
+_OWN = ("w", "h", "fl_x", "fl_y", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov")
 
 
 @dataclasses.dataclass
 class FrameReader:
-    """Reads the frames of one or more files of a folder, and gathers what there is to say about them."""
+    """Reads the frames of one or more files of a folder, and gathers what there is to say about them.
+
+    common  the size of the pictures of a file that states none: one focal length belongs to one size
+    """
 
     options: Options
     straighten: Straightener = dataclasses.field(default_factory=Straightener)
     missing: list[str] = dataclasses.field(default_factory=list)
     beyond: int = 0
+    common: tuple[int, int] | None = None
 
     def read(self, path: Path) -> tuple[dict[str, Any], list[Shot]]:
         """The JSON object, and its frames in natural order of their names. Raises InputError or UnsafeError.
 
         Pictures that are not there are named in :attr:`missing`. Cameras ``from_mitsuba`` look along +z and are turned.
         """
-        data = read_json(path)
+        data, self.common = read_json(path), None
         mitsuba = bool(data.get("from_mitsuba"))
         frames = listed(data, path)
         if "n_frames" in data:
@@ -58,10 +62,7 @@ class FrameReader:
         size = header(picture)
         camera = self._camera(data, frame, where, mitsuba, picture, size)
         full, small = (camera.width, camera.height), self.options.downscale
-        if small > 1:
-            if min(full) < small:
-                raise InputError(f"{picture}: {full[0]} x {full[1]} pixels cannot be reduced {small} times")
-            camera = camera.resized(camera.width // small, camera.height // small)
+        camera = camera.reduced(small)
         apart = picture.with_name(f"{picture.stem}.alpha{picture.suffix}")
         alpha = apart if apart.is_file() else None
         read = Picture(picture, full, small, alpha)
@@ -94,6 +95,9 @@ class FrameReader:
         given = tuple(positive(both, key, where) for key in ("w", "h"))
         if given[0] is not None and given[1] is not None:
             pictures.expect_size(picture, (size.width, size.height), (round(given[0]), round(given[1])))
+        elif not any(key in frame for key in _OWN):
+            self.common = self.common or (size.width, size.height)
+            pictures.expect_size(picture, (size.width, size.height), self.common)
         fx, fy = focal_lengths(data, frame, size.width, size.height, where)
         cx, cy = number(both, "cx", where), number(both, "cy", where)
         cx, cy = size.width / 2 if cx is None else cx, size.height / 2 if cy is None else cy

@@ -95,11 +95,10 @@ class Llff:
             factor = _reduction(picture, (width, height), size, chosen.factor)
             f = focal / factor
             camera = Camera(size.width, size.height, f, f, size.width / 2, size.height / 2, rows(m), options.offset)
-            small = chosen.shrink
-            if small > 1:
-                camera = camera.resized(size.width // small, size.height // small)
-            read = Picture(picture, (size.width, size.height), small)
-            shots.append(Shot(Frame(picture.stem, camera, read), str(picture.resolve()), size.alpha))
+            read = Picture(picture, (size.width, size.height), chosen.shrink)
+            shots.append(
+                Shot(Frame(picture.stem, camera.reduced(chosen.shrink), read), str(picture.resolve()), size.alpha)
+            )
         return shots
 
 
@@ -147,8 +146,6 @@ def _pictures(folder: Path, count: int, downscale: int) -> _Chosen:
             f"{there[factor]}: {len(files)} pictures, but {NAME} has {count} poses", hint="one picture a pose, by name"
         )
     first = header(files[0])
-    if min(first.width, first.height) < shrink:
-        raise InputError(f"{files[0]}: {first.width} x {first.height} pixels cannot be reduced {shrink} times")
     notes = [f"pictures of {there[factor].name}/" + (f", reduced {shrink} times" if shrink > 1 else "")]
     return _Chosen(files, factor, shrink, first, notes)
 

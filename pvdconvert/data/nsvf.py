@@ -53,8 +53,6 @@ class Nsvf:
         first = header(by_name[poses[0].stem])
         fx, fy, cx, cy = _intrinsics(path / "intrinsics.txt", first)
         straighten, small, shots = Straightener(), options.downscale, []
-        if min(first.width, first.height) < small:
-            raise InputError(f"{path}: {first.width} x {first.height} pixels cannot be reduced {small} times")
         for file in poses:
             values = numbers(file)
             if values.size not in (12, 16):
@@ -64,10 +62,8 @@ class Nsvf:
             size = header(picture)
             expect_size(picture, (size.width, size.height), (first.width, first.height))
             camera = Camera(size.width, size.height, fx, fy, cx, cy, rows(m), options.offset)
-            if small > 1:
-                camera = camera.resized(size.width // small, size.height // small)
             read = Picture(picture, (size.width, size.height), small)
-            shots.append(Shot(Frame(file.stem, camera, read), str(picture.resolve()), size.alpha))
+            shots.append(Shot(Frame(file.stem, camera.reduced(small), read), str(picture.resolve()), size.alpha))
         splits, notes = _splits(shots, options)
         notes += straighten.notes()
         extra = len(by_name) - len(poses)

@@ -93,13 +93,7 @@ class Picture:
         if self.alpha is not None:
             image = image.convert("RGBA")
             image.putalpha(self._decoded(self.alpha).convert("L"))
-        if self.downscale > 1:
-            from PIL import Image
-
-            # Pillow premultiplies RGBA before it averages, and divides after.
-            size = (self.size[0] // self.downscale, self.size[1] // self.downscale)
-            image = image.resize(size, Image.Resampling.BOX)
-        return np.asarray(image, dtype=np.uint8)
+        return np.asarray(reduced(image, self.downscale), dtype=np.uint8)
 
     def _decoded(self, path: Path) -> Any:
         with _open(path) as image:
@@ -133,6 +127,14 @@ class Mask:
             return np.asarray(counts)
         blocks: NDArray[np.bool_] = counts[: h * n, : w * n].reshape(h, n, w, n).all((1, 3))
         return blocks
+
+
+def reduced(image: Any, n: int) -> Any:
+    """Averages of ``n`` x ``n`` pixels; what is left over at the right and at the bottom is cut off."""
+    if n == 1:
+        return image
+    # Pillow premultiplies RGBA before it averages, and divides after.
+    return image.crop((0, 0, image.width // n * n, image.height // n * n)).reduce(n)
 
 
 def expect_size(path: Path, size: tuple[int, int], expected: tuple[int, int]) -> None:

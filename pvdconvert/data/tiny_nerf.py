@@ -17,6 +17,7 @@ from pvdconvert.containers import open_manifest
 from pvdconvert.containers.manifest import sniff
 from pvdconvert.data import Dataset, Frame, Pixels
 from pvdconvert.data.common import MAX_FRAMES, Fit, Options, Shot, finished, hold_out
+from pvdconvert.data.pictures import reduced
 from pvdconvert.data.poses import Hints, Straightener, rows, subject, synthetic
 from pvdconvert.errors import InputError, PvdError
 from pvdconvert.plugin import LazyTensor
@@ -59,8 +60,7 @@ class _Slice:
             return pixels.copy()
         from PIL import Image
 
-        size = (pixels.shape[1] // self.downscale, pixels.shape[0] // self.downscale)
-        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
+        return np.asarray(reduced(Image.fromarray(pixels), self.downscale))
 
 
 class TinyNerf:
@@ -109,15 +109,11 @@ class TinyNerf:
             raise InputError(f"{where}: focal is no positive number")
         straighten, stack = Straightener(), _Stack(images, where)
         small, f = options.downscale, float(focal[0])
-        if min(width, height) < small:
-            raise InputError(f"{where}: {width} x {height} pixels cannot be reduced {small} times")
         shots = []
         for k in range(count):
             m = straighten(poses[k], f"{where}: poses[{k}]")
             camera = Camera(width, height, f, f, width / 2, height / 2, rows(m), options.offset)
-            if small > 1:
-                camera = camera.resized(width // small, height // small)
-            shots.append(Shot(Frame(f"{k:03d}", camera, _Slice(stack, k, small)), str(k), shape[3] == 4))
+            shots.append(Shot(Frame(f"{k:03d}", camera.reduced(small), _Slice(stack, k, small)), str(k), shape[3] == 4))
         if count > TRAIN:
             splits = {"train": shots[:TRAIN], "test": shots[TRAIN:]}
             notes = [f"the first {TRAIN} views train, the other {count - TRAIN} test"]

@@ -1,7 +1,7 @@
 """``transforms.json`` of instant-ngp (layouts 9.4) and nerfstudio (9.5). No torch.
 
-The world is that of the transform matrices. What nerfstudio says of the way from COLMAP's (``applied_transform``) is told
-in ``Dataset.world``; instant-ngp's unit cube (``scale``, ``offset``, ``aabb_scale``) is the box.
+The world is that of the transform matrices. What nerfstudio says of the way from COLMAP's (``applied_transform``) is
+told in ``Dataset.world``; instant-ngp's unit cube (``scale``, ``offset``, ``aabb_scale``) is the box.
 """
 
 from __future__ import annotations
