@@ -19,7 +19,11 @@ DATA_HINT = "real data not found: set PVDCONVERT_DATA or put it at ../shared/dat
 # torch is imported, and inherited by the command lines that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.pop("PVDCONVERT_PLUGINS", None)
+for _name in ("PVDCONVERT_PLUGINS", "PVDCONVERT_BACKEND"):
+    os.environ.pop(_name, None)
+# Without a GPU, Triton's kernels run in its interpreter; it reads this when it is imported.
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=50)
 hypothesis.settings.load_profile("repeatable")

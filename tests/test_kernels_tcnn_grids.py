@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from pvdconvert.kernels.backend import Backend, has_numba, set_backend
-from pvdconvert.kernels.hashgrid import HashGridSpec, growth, hash_encode
-
-BACKENDS = ("torch", pytest.param("numba", marks=pytest.mark.skipif(not has_numba(), reason="numba is not installed")))
+from pvdconvert.kernels.hashgrid import HashGridSpec, growth, hash_encode, hash_encode_torch
+from tests.twins import TWINS, choose
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Backend:
-    name: Backend = request.param
-    set_backend(name)
+@pytest.fixture(params=TWINS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name: str = request.param
+    choose(name, monkeypatch, request.module, "hash_encode")
     return name
 
 
@@ -48,7 +46,7 @@ def lookup(point: list[float], table: Any, kind: str, levels: int, base: int, b:
 @pytest.mark.parametrize("interpolation", ["linear", "nearest"])
 @pytest.mark.parametrize("kind", ["dense", "tiled"])
 @pytest.mark.parametrize("features", [2, 8])
-def test_values(backend: Backend, kind: str, interpolation: str, features: int) -> None:
+def test_values(backend: str, kind: str, interpolation: str, features: int) -> None:
     spec = HashGridSpec.make(4, features, 3, 5, 1.7, "tcnn", interpolation=interpolation, grid_type=kind)
     g = torch.Generator().manual_seed(0)
     x, table = torch.rand(200, 3, generator=g), torch.rand(spec.entries, features, generator=g) - 0.5
@@ -59,7 +57,7 @@ def test_values(backend: Backend, kind: str, interpolation: str, features: int) 
     np.testing.assert_allclose(hash_encode(x, table, spec).numpy(), expected, atol=2e-5)
 
 
-def test_nearest_of_a_hashed_grid_is_one_row(backend: Backend) -> None:
+def test_nearest_of_a_hashed_grid_is_one_row(backend: str) -> None:
     spec = HashGridSpec.make(1, 2, 4, 16, 1.0, "tcnn", interpolation="nearest")
     table = torch.arange(32.0).view(16, 2)
     x = torch.tensor([[0.31, 0.72, 0.55]])
@@ -69,16 +67,13 @@ def test_nearest_of_a_hashed_grid_is_one_row(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("interpolation", ["linear", "nearest"])
-def test_gradients_agree(interpolation: str) -> None:
-    if not has_numba():
-        pytest.skip("numba is not installed")
+def test_gradients_agree(backend: str, interpolation: str) -> None:
     spec = HashGridSpec.make(3, 4, 3, 4, 1.6, "tcnn", interpolation=interpolation, grid_type="tiled")
     x, up = torch.rand(300, 3), torch.randn(300, spec.width)
     got = []
-    for name in ("torch", "numba"):
-        set_backend("torch" if name == "torch" else "numba")
+    for encode in (hash_encode_torch, hash_encode):
         table = torch.zeros(spec.entries, 4, requires_grad=True)
-        (hash_encode(x, table, spec) * up).sum().backward()  # type: ignore[no-untyped-call]
+        (encode(x, table, spec) * up).sum().backward()  # type: ignore[no-untyped-call]
         got.append(table.grad)
     torch.testing.assert_close(got[0], got[1], atol=1e-4, rtol=1e-4)
 

@@ -1,19 +1,26 @@
-"""Which twin of an operator runs: plain torch (the truth, any device) or numba (CPU, all cores)."""
+"""Which twin of an operator runs: plain torch (the truth, any device), numba (CPU), Triton or tiny-cuda-nn (CUDA).
+
+The environment variable ``PVDCONVERT_BACKEND`` names a twin where :func:`set_backend` has not.
+"""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
-from typing import Literal
+import os
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
 from pvdconvert.errors import DeviceError
 
-Backend = Literal["auto", "torch", "numba"]
-NAMES: tuple[Backend, ...] = ("auto", "torch", "numba")
-_forced: Backend = "auto"
+Backend = Literal["auto", "torch", "numba", "triton", "tinycudann"]
+Twin = Literal["torch", "numba", "triton"]
+NAMES: tuple[Backend, ...] = get_args(Backend)
+VARIABLE = "PVDCONVERT_BACKEND"
+_forced: Backend | None = None
 
 
 @functools.cache
@@ -22,23 +29,93 @@ def has_numba() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def set_backend(name: Backend) -> None:
-    """Force a twin for the whole process. Raises DeviceError where it is not there."""
-    global _forced
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton is installed: it comes with torch's CUDA builds."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def has_tinycudann() -> bool:
+    """Whether tinycudann can be imported: it is compiled for one torch and one kind of GPU, so only trying tells."""
+    if importlib.util.find_spec("tinycudann") is None or not torch.cuda.is_available():
+        return False
+    try:
+        importlib.import_module("tinycudann")
+    except Exception:
+        return False
+    return True
+
+
+def interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter: slow, on any device, for tests (``TRITON_INTERPRET=1``)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def obstacle(name: str) -> tuple[str, str] | None:
+    """Why the twin ``name`` cannot run on this machine, and what to do; None if it can."""
     if name not in NAMES:
-        raise DeviceError(f"unknown backend {name!r}; known: {', '.join(NAMES)}")
+        return f"unknown backend {name!r}", f"known: {', '.join(NAMES)}"
     if name == "numba" and not has_numba():
-        raise DeviceError("backend 'numba' is not installed", hint="pip install numba, or --backend torch")
+        return "backend 'numba' is not installed", "pip install numba, or --backend torch"
+    if name == "triton" and not has_triton():
+        return "backend 'triton' is not installed", "pip install 'pvdconvert[triton]', or --backend auto"
+    if name in ("triton", "tinycudann") and not torch.cuda.is_available() and not (name == "triton" and interpreted()):
+        return f"backend {name!r} needs a CUDA device and there is none", "--backend auto"
+    if name == "tinycudann" and not has_tinycudann():
+        return "backend 'tinycudann' cannot be imported", "install tiny-cuda-nn's torch extension, or --backend auto"
+    return None
+
+
+def set_backend(name: Backend) -> None:
+    """Force a twin for the whole process. Raises DeviceError where it cannot run.
+
+    Operators that this twin does not have run as with "auto".
+    """
+    global _forced
+    found = obstacle(name)
+    if found:
+        raise DeviceError(found[0], hint=found[1])
     _forced = name
 
 
 def get_backend() -> Backend:
-    """What was forced, or "auto"."""
+    """What was forced, or the environment's choice, or "auto". Raises DeviceError if the environment's cannot run."""
+    if _forced is None:
+        set_backend(cast("Backend", os.environ.get(VARIABLE) or "auto"))
+    assert _forced is not None
     return _forced
 
 
+def twin(*tensors: Tensor) -> Twin:
+    """The twin of an operator that has all of them for these arguments; other floats than float32 go to plain torch."""
+    name = get_backend()
+    if name == "torch" or any(t.dtype != torch.float32 and t.is_floating_point() for t in tensors):
+        return "torch"
+    kinds = {t.device.type for t in tensors}
+    if kinds == {"cpu"}:
+        if name == "triton" and interpreted():
+            return "triton"
+        return "numba" if has_numba() else "torch"
+    return "triton" if kinds == {"cuda"} and name != "numba" and has_triton() else "torch"
+
+
 def use_numba(*tensors: Tensor) -> bool:
-    """Whether the numba twin runs for these arguments: CPU, float32 (integers may be anything), not forced to torch."""
-    if _forced == "torch" or not has_numba():
+    """Whether an operator that has only a numba twin runs it: CPU, float32 (integers may be anything), not torch."""
+    if get_backend() == "torch" or not has_numba():
         return False
     return all(t.device.type == "cpu" and (not t.is_floating_point() or t.dtype == torch.float32) for t in tensors)
+
+
+def lost() -> str | None:
+    """One line on what is slower here than it could be; None where nothing is."""
+    if torch.cuda.is_available():
+        if has_triton() or get_backend() == "torch":
+            return None
+        return "Triton is not installed: hash grids, planes, voxels and marching run as plain torch on the GPU, slower"
+    if has_numba() or get_backend() == "torch":
+        return None
+    return (
+        "numba is not installed: plain torch instead, several times slower"
+        " (hash grids 7 to 11x, planes 2 to 6x, marching 17x); pip install numba"
+    )

@@ -8,25 +8,22 @@ accesses alone, which overlap as they no longer wait for arithmetic (1.8 to 2.6 
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numba import njit, prange
 from torch import Tensor
 
-from pvdconvert.kernels.hashgrid_spec import PRIMES, HashGridSpec, Level
+from pvdconvert.kernels.cpu import use_threads
+from pvdconvert.kernels.hashgrid_spec import DENSE, INTERPOLATIONS, POWER, PRIMES
 
 _BLOCK = 256
 _P1, _P2 = np.uint32(PRIMES[1]), np.uint32(PRIMES[2])
 _ZERO, _ONE, _TWO, _THREE = np.float32(0), np.float32(1), np.float32(2), np.float32(3)
 _I1 = np.uint32(1)
-# How the row of a corner is found: see _kind.
-_DENSE, _WRAPPED, _POWER, _HASHED = 0, 1, 2, 3
-_LINEAR, _SMOOTHSTEP, _NEAREST = 0, 1, 2
-_MODES = {"linear": _LINEAR, "smoothstep": _SMOOTHSTEP, "nearest": _NEAREST}
+_DENSE, _POWER = DENSE, POWER
+_SMOOTHSTEP, _NEAREST = INTERPOLATIONS.index("smoothstep"), INTERPOLATIONS.index("nearest")
 # Neither nnan nor ninf: positions may be NaN, and must then be found outside.
 _FAST = {"contract", "nsz", "arcp"}
 
@@ -157,76 +154,45 @@ def _backward(x, grad, table, scales, ints, low, high, smooth, shift, threads): 
             )
 
 
-def _kind(level: Level, spec: HashGridSpec) -> int:
-    if level.hashed:
-        return _HASHED if level.entries & (level.entries - 1) else _POWER
-    # Within the box, torch-ngp's corners end at stride - 1; tcnn's reach stride, one too many, and wrap.
-    fits = spec.index_rule == "torch-ngp" and level.stride**3 <= level.entries
-    return _DENSE if fits else _WRAPPED
-
-
-@functools.lru_cache(maxsize=16)
-def _arrays(spec: HashGridSpec) -> tuple[Any, Any, np.float32, np.float32, int, np.float32]:
-    scales = np.array([level.scale for level in spec.levels], dtype=np.float32)
-    ints = np.array([(v.stride, v.entries, v.offset, _kind(v, spec)) for v in spec.levels], dtype=np.int64)
-    low, high = spec.domain
-    return scales, ints, np.float32(low), np.float32(high), _MODES[spec.interpolation], np.float32(spec.shift)
-
-
-def _threads() -> int:
-    limit: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    threads = max(1, min(torch.get_num_threads(), limit))
-    numba.set_num_threads(threads)
-    return threads
-
-
-def _run(parallel: Any, serial: Any, x: Any, other: Any, target: Any, spec: HashGridSpec) -> None:
+def _run(parallel: Any, serial: Any, x: Any, other: Any, target: Any, geometry: tuple[Any, ...]) -> None:
     """``parallel`` over all threads; with one thread, level by level without a parallel region: OpenMP's idle threads
     would spin after it."""
-    scales, ints, low, high, smooth, shift = _arrays(spec)
-    threads = _threads()
+    scales, ints, low, high, mode, shift = geometry
+    scales, ints = np.array(scales, dtype=np.float32), np.array(ints, dtype=np.int64).reshape(-1, 4)
+    low, high, shift = np.float32(low), np.float32(high), np.float32(shift)
+    threads = use_threads()
     if threads > 1:
-        parallel(x, other, target, scales, ints, low, high, smooth, shift, threads)
+        parallel(x, other, target, scales, ints, low, high, mode, shift, threads)
         return
     for level, (stride, entries, first, kind) in enumerate(ints.tolist()):
         part = slice(first, first + entries)
-        serial(level * spec.features, part, scales[level], stride, entries, kind, low, high, smooth, shift)
+        serial(level, part, scales[level], stride, entries, kind, low, high, mode, shift)
 
 
-class _HashEncode(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x01: Tensor, table: Tensor, spec: HashGridSpec) -> Tensor:
-        x = x01.detach().contiguous()
-        points, rows = x.numpy(), table.detach().contiguous().numpy()
-        # Feature-major, so that each level writes one run of memory; the transpose is free for what follows (a GEMM).
-        out = torch.empty(spec.width, len(points))
-        target = out.numpy()
+def forward(x01: Tensor, table: Tensor, *geometry: Any) -> Tensor:
+    """:func:`pvdconvert.kernels.hashgrid.hash_encode` for float32 on the CPU: [N, L*F], a transposed view."""
+    points, rows = x01.detach().contiguous().numpy(), table.detach().contiguous().numpy()
+    out = torch.empty(len(geometry[0]) * rows.shape[1], len(points))
+    target = out.numpy()
 
-        def serial(column: int, part: slice, *level: Any) -> None:
-            _forward_level(points, rows[part], target, column, 0, len(points), *level)
+    def serial(level: int, part: slice, *rest: Any) -> None:
+        _forward_level(points, rows[part], target, level * rows.shape[1], 0, len(points), *rest)
 
-        if len(points):
-            _run(_forward, serial, points, rows, target, spec)
-        ctx.save_for_backward(x)
-        ctx.spec = spec
-        return out.t()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
-        spec: HashGridSpec = ctx.spec
-        points, grad = ctx.saved_tensors[0].numpy(), grads[0].contiguous().numpy()
-        # numpy asks the system for huge pages: a fifth of the time that torch.zeros takes for a large table.
-        target = np.zeros((spec.entries, spec.features), dtype=np.float32)
-
-        def serial(column: int, part: slice, *level: Any) -> None:
-            _backward_level(points, grad, target[part], column, *level)
-
-        if len(points):
-            _run(_backward, serial, points, grad, target, spec)
-        return None, torch.from_numpy(target), None
+    if len(points):
+        _run(_forward, serial, points, rows, target, geometry)
+    return out.t()
 
 
-def hash_encode_numba(x01: Tensor, table: Tensor, spec: HashGridSpec) -> Tensor:
-    """:func:`pvdconvert.kernels.hashgrid.hash_encode` for float32 on the CPU; differentiable in ``table`` only."""
-    result: Tensor = _HashEncode.apply(x01, table, spec)  # type: ignore[no-untyped-call]
-    return result
+def backward(x01: Tensor, grad: Tensor, rows: int, *geometry: Any) -> Tensor:
+    """The gradient [rows, F] of the table; ``grad`` [N, L*F] is that of the features."""
+    points, upper = x01.detach().contiguous().numpy(), grad.contiguous().numpy()
+    width = upper.shape[1] // len(geometry[0])
+    # numpy asks the system for huge pages: a fifth of the time that torch.zeros takes for a large table.
+    target = np.zeros((rows, width), dtype=np.float32)
+
+    def serial(level: int, part: slice, *rest: Any) -> None:
+        _backward_level(points, upper, target[part], level * width, *rest)
+
+    if len(points):
+        _run(_backward, serial, points, upper, target, geometry)
+    return torch.from_numpy(target)

@@ -39,6 +39,9 @@ INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
 PRIMES = (1, 2654435761, 805459861)
 """Factors of the spatial hash ``x p0 xor y p1 xor z p2`` in uint32 ("CoherentPrime")."""
 
+DENSE, WRAPPED, POWER, HASHED = 0, 1, 2, 3
+"""How the row of a corner is found: its place, that modulo the entries, the hash modulo 2^k, or modulo the entries."""
+
 MAX_LEVELS, MAX_FEATURES, MAX_LOG2_TABLE = 64, 32, 30
 MAX_RESOLUTION = 1 << 22
 _MAX_STRIDE = 1625
@@ -76,6 +79,20 @@ class HashGridSpec:
     features: int
     index_rule: IndexRule
     interpolation: Interpolation = "linear"
+    scales: tuple[float, ...] = dataclasses.field(init=False, repr=False, compare=False)
+    ints: tuple[int, ...] = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """What operators take: the scale of each level, and its stride, entries, offset and kind of index."""
+        object.__setattr__(self, "scales", tuple(v.scale for v in self.levels))
+        ints = ((v.stride, v.entries, v.offset, self._kind(v)) for v in self.levels)
+        object.__setattr__(self, "ints", tuple(itertools.chain.from_iterable(ints)))
+
+    def _kind(self, level: Level) -> int:
+        if level.hashed:
+            return HASHED if level.entries & (level.entries - 1) else POWER
+        # Within the box, torch-ngp's corners end at stride - 1; tcnn's reach stride, one too many, and wrap.
+        return DENSE if self.index_rule == "torch-ngp" and level.stride**3 <= level.entries else WRAPPED
 
     @classmethod
     def make(
@@ -165,6 +182,11 @@ class HashGridSpec:
             scale = math.floor(np.float32(power * np.float32(base)))
             rows.append(Level(float(scale), scale + 1, scale + 1, entries, level * entries, True))
         return cls(tuple(rows), features, "nerfstudio", cast("Interpolation", interpolation))
+
+    @property
+    def mode(self) -> int:
+        """The interpolation's place in :data:`INTERPOLATIONS`."""
+        return INTERPOLATIONS.index(self.interpolation)
 
     @property
     def shift(self) -> float:
