@@ -1,7 +1,7 @@
 """How close pictures are (PSNR, SSIM, FLIP, LPIPS), and how close fields are: the protocol ``fidelity/1``."""
 
 from pvdconvert.metrics.ldr_flip import PIXELS_PER_DEGREE, flip, flip_map
-from pvdconvert.metrics.pictures import CAP, Picture, mse, psnr, ssim
+from pvdconvert.metrics.pictures import CAP, SSIM_WINDOW, Picture, mse, psnr, ssim
 from pvdconvert.metrics.protocol import (
     COUNT,
     PROTOCOL,
@@ -26,6 +26,7 @@ __all__ = [
     "QUICK_SIZE",
     "SEED",
     "SIZE",
+    "SSIM_WINDOW",
     "Fidelity",
     "Picture",
     "ReferenceViews",

@@ -90,7 +90,8 @@ def _hunt_lab(linear: Tensor) -> Tensor:
 
 def _hyab(a: Tensor, b: Tensor) -> Tensor:
     """City-block distance in lightness plus Euclidean distance in chroma."""
-    return (a[..., 0] - b[..., 0]).abs() + (a[..., 1:] - b[..., 1:]).norm(dim=-1)
+    lightness, chroma = (a[..., 0] - b[..., 0]).abs(), a[..., 1:] - b[..., 1:]
+    return lightness + torch.hypot(chroma[..., 0], chroma[..., 1])
 
 
 def _feature_difference(pair: Tensor, density: float) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 CAP = 100.0
 """dB at which a view counts in a mean. 200-px views that differ in a single byte have 98.9 dB, equal ones infinity."""
-WINDOW = 11
+SSIM_WINDOW = 11
 """Pixels along a side of the window of :func:`ssim`."""
 
 Picture = NDArray[Any] | Tensor
@@ -43,10 +43,10 @@ def ssim(a: Picture, b: Picture, mask: NDArray[np.bool_] | None = None) -> float
     there is none).
     """
     x, y = (torch.from_numpy(unit(v)).movedim(-1, 0)[:, None] for v in (a, b))
-    if min(x.shape[-2:]) < WINDOW:
-        raise ValueError(f"ssim needs {WINDOW} pixels a side, got {tuple(x.shape[-2:])}")
-    edge = WINDOW // 2
-    g = torch.exp(-0.5 * ((torch.arange(WINDOW, dtype=torch.float64) - edge) / 1.5) ** 2)
+    if min(x.shape[-2:]) < SSIM_WINDOW:
+        raise ValueError(f"ssim needs {SSIM_WINDOW} pixels a side, got {tuple(x.shape[-2:])}")
+    edge = SSIM_WINDOW // 2
+    g = torch.exp(-0.5 * ((torch.arange(SSIM_WINDOW, dtype=torch.float64) - edge) / 1.5) ** 2)
     g = g / g.sum()
 
     def blur(v: Tensor) -> Tensor:
