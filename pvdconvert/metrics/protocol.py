@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,6 +122,10 @@ class Fidelity:
         return f"{self.psnr:.2f} dB (worst view {self.psnr_worst:.2f}, {len(self.views)} views, {self.size} px)"
 
 
+Drawn = tuple[Bytes, Floats, Floats]
+"""A view of a field: (bytes [H, W, 3], opacity [H, W], distance [H, W])."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ReferenceViews:
     """A teacher's answers to ``fidelity/1``, rendered once and compared with as often as wanted.
@@ -145,8 +149,12 @@ class ReferenceViews:
         *,
         step: float | None = None,
         progress: Progress | None = None,
+        keep: Keep | None = None,
     ) -> Fidelity:
-        """Render ``student`` through the same cameras and measure. ``step`` None = the teacher's."""
+        """Render ``student`` through the same cameras and measure. ``step`` None = the teacher's.
+
+        ``keep`` is told these views and the student's pictures, for a report that shows some.
+        """
         if progress:
             progress.stage("validate", len(self.cameras))
         pictures = []
@@ -154,37 +162,55 @@ class ReferenceViews:
             pictures.append(_view(student, self.scene, camera, occupancy, self.step if step is None else step))
             if progress:
                 progress.advance(n + 1)
+        if keep:
+            keep(self, pictures)
         return self.measure(pictures)
 
-    def measure(self, pictures: Sequence[tuple[Bytes, Floats, Floats]]) -> Fidelity:
+    def rows(self, pictures: Sequence[Drawn]) -> list[dict[str, Any]]:
+        """The figures of each view: psnr, psnr_object, ssim, opacity_error, depth_error (as in :class:`Fidelity`;
+        None = no such pixels), and upper, whether it is one from above."""
+        return [self._row(n, drawn)[0] for n, drawn in enumerate(pictures)]
+
+    def _row(self, n: int, drawn: Drawn) -> tuple[dict[str, Any], NDArray[np.float64]]:
+        """The figures of view ``n``, and how far each solid pixel is off relative to the box's diagonal."""
+        image, opacity, depth = drawn
+        thing = (self.opacity[n] > _OBJECT) | (opacity > _OBJECT)
+        solid = (self.opacity[n] > _SOLID) & (opacity > _SOLID)
+        away = np.abs(self.depth[n].astype(np.float64) - depth)[solid] / self.box.diagonal
+        row = {
+            "psnr": min(CAP, psnr(self.images[n], image)),
+            "psnr_object": min(CAP, psnr(self.images[n], image, thing)) if thing.any() else None,
+            "ssim": ssim(self.images[n], image),
+            "opacity_error": float(np.abs(self.opacity[n].astype(np.float64) - opacity).mean()),
+            "depth_error": float(away.mean()) if away.size else None,
+            "upper": bool(self.cameras[n].position[2] > self.box.center[2]),
+        }
+        return row, away
+
+    def measure(self, pictures: Sequence[Drawn]) -> Fidelity:
         """The figures for ready (bytes, opacity, distance) of every camera."""
-        decibels, upper, objects, similar, opaque, deep = [], [], [], [], [], []
-        for n, (image, opacity, depth) in enumerate(pictures):
-            db = min(CAP, psnr(self.images[n], image))
-            decibels.append(db)
-            if self.cameras[n].position[2] > self.box.center[2]:
-                upper.append(db)
-            thing = (self.opacity[n] > _OBJECT) | (opacity > _OBJECT)
-            if thing.any():
-                objects.append(min(CAP, psnr(self.images[n], image, thing)))
-            similar.append(ssim(self.images[n], image))
-            opaque.append(float(np.abs(self.opacity[n].astype(np.float64) - opacity).mean()))
-            solid = (self.opacity[n] > _SOLID) & (opacity > _SOLID)
-            deep.append(np.abs(self.depth[n].astype(np.float64) - depth)[solid] / self.box.diagonal)
+        rows, deep = zip(*(self._row(n, drawn) for n, drawn in enumerate(pictures)))
+        decibels = [row["psnr"] for row in rows]
+        upper = [row["psnr"] for row in rows if row["upper"]]
+        objects = [row["psnr_object"] for row in rows if row["psnr_object"] is not None]
         away = np.concatenate(deep)
         return Fidelity(
             psnr=float(np.mean(decibels)),
             psnr_worst=min(decibels),
             psnr_upper=float(np.mean(upper)) if upper else None,
             psnr_object=float(np.mean(objects)) if objects else None,
-            ssim=float(np.mean(similar)),
-            opacity_error=float(np.mean(opaque)),
+            ssim=float(np.mean([row["ssim"] for row in rows])),
+            opacity_error=float(np.mean([row["opacity_error"] for row in rows])),
             depth_error=float(away.mean()) if away.size else None,
             views=tuple(decibels),
             size=max(self.cameras[0].width, self.cameras[0].height),
             identical=all(np.array_equal(a, p[0]) for a, p in zip(self.images, pictures)),
             protocol=self.protocol,
         )
+
+
+Keep = Callable[[ReferenceViews, Sequence[Drawn]], None]
+"""Told a comparison's two sides."""
 
 
 def views(
