@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -36,6 +37,9 @@ from pvdconvert.settings import BEST_CYCLE, BEST_CYCLES, BEST_GAIN, Settings, re
 from pvdconvert.transcode import obstacle, refused, transcode
 from pvdconvert.writing import byte_count, check_target, write_checked
 
+if TYPE_CHECKING:
+    from pvdconvert.distill.parallel import Ranks
+
 
 class Conversion:
     """One conversion: checks, steps and report of :func:`pvdconvert.convert`."""
@@ -53,6 +57,13 @@ class Conversion:
         self.begin, self.cpu = time.perf_counter(), time.process_time()
         self.device = "cpu"
         self.layout = ""
+        self.student: RadianceField | None = None
+        self.judge: Prepared | None = None
+        """Whose pictures the student is measured by; the teacher's own if nobody else's."""
+        self.of_source: dict[str, Any] | None = None
+        """Fidelity to the teacher at hand where somebody else judges."""
+        self.resumable = True
+        self.ranks: Ranks | None = None
 
     def check(self, *, force: bool, resume: bool) -> None:
         """Refuse what cannot work, before any work."""
@@ -118,6 +129,8 @@ class Conversion:
     def _transcode(self, loaded: Loaded) -> Report:
         """Raises RequestError where the layout cannot hold the field exactly."""
         r, out = self.report, None if self.report.dry_run else self.out
+        if not self.leads:
+            return self._finish()
         config, tensors = self.architecture.save(loaded.field)
         size = transcode(
             loaded.parts, config, tensors, out, self.layout, self.registry, r.source, self.settings.numbers
@@ -136,12 +149,15 @@ class Conversion:
         state = resuming.load(resuming.folder(self.out), s, loaded.sha256) if resume and self.out else None
         clock = time.perf_counter()
         prepared, quick, text = see_through(prepared, self.progress)
+        if self.ranks is not None:
+            prepared = dataclasses.replace(prepared, occupancy=self.ranks.same(prepared.occupancy))
+        self.judge = self.judge or prepared
         report.notes += [text] if text else []
         # What the final validation will cost: 16 views of four times the pixels of the two sets just taken.
         cost = 6 * (time.perf_counter() - clock)
         self.full = s.min_psnr is not None or self.replay is not None or cost < 0.5 * seconds
         reserve = min(cost if self.full else cost / 16, 0.5 * seconds) if validate else 0.0
-        asking = Asking(prepared, s.seed, self.progress)
+        asking = Asking(prepared, s.seed, self.progress, self.ranks)
         fixed = None if self.replay is None else (self.replay.scout, self.replay.labels)
         fixed = fixed if state is None else (state.scout, state.labels)
         store, labels = asking.first((0.05 if dry_run else self.method.labels) * seconds, fixed)
@@ -189,11 +205,12 @@ class Conversion:
             tensors=loaded.parts.tensors,
             options=self.method_options,
         )
-        distiller = self.method.trainer(lesson)
+        distiller = self._trainer(lesson)
         del lesson
         if state is None:
             if self.method.projects:
-                self._project(student, focused, seconds, views)
+                evaluate = views if self.ranks is None else self.ranks.alone(views)
+                self._project(student, focused, seconds, evaluate)
         else:
             assert isinstance(distiller, Distiller)
             student = state.restore(distiller, self.architecture, loaded.scene)
@@ -206,7 +223,12 @@ class Conversion:
         except Stopped:
             self._interrupt(distiller, config, loaded, asking.batches)
         report.stages += distiller.reports
-        fidelity = self._validate(prepared, student.eval(), cells) if validate else None
+        self.student = student.eval()
+        if not self.leads:
+            return self._finish()
+        fidelity = self._validate(self.judge, student, cells) if validate else None
+        if validate and self.judge is not prepared:
+            self.of_source = self._validate(prepared, student, cells).to_json()
         if fidelity is not None:
             report.fidelity = fidelity.to_json()
             if s.min_psnr is not None and fidelity.psnr < s.min_psnr:
@@ -219,7 +241,7 @@ class Conversion:
             resuming.remove(self.out)
         return self._finish()
 
-    def _project(self, student: RadianceField, store: Store, seconds: float, views: QuickScore) -> None:
+    def _project(self, student: RadianceField, store: Store, seconds: float, views: Callable[[], float]) -> None:
         self.progress.stage("projection", None)
         before = views()
         clock = time.perf_counter()
@@ -230,6 +252,18 @@ class Conversion:
         after = views()
         self.progress.note(f"preview after projection: {after:.2f} dB ({line})")
         self.report.stages.append(StageReport("projection", 1, 1, spent, before, after, line))
+
+    def _trainer(self, lesson: methods.Lesson) -> methods.Trainer:
+        if self.ranks is None:
+            return self.method.trainer(lesson)
+        from pvdconvert.distill.parallel import ParallelDistiller
+
+        return ParallelDistiller(self.ranks, lesson)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process reports, validates and writes."""
+        return self.ranks is None or self.ranks.rank == 0
 
     def _stages(self, distiller: methods.Trainer, seconds: float, asking: Asking) -> None:
         first = sum(asking.batches)
@@ -251,8 +285,10 @@ class Conversion:
         where = f"stopped in {distiller.where}"
         if not isinstance(distiller, Distiller):
             raise Interrupted(where, hint=f"method {self.method.name} cannot go on from there: start again")
-        if self.out is None:
-            raise Interrupted(where, hint="without an output file there is nothing to resume")
+        if self.out is None or not self.resumable:
+            raise Interrupted(where, hint="there is nothing to resume: no output file, or a chain")
+        if not self.leads:
+            raise Interrupted(where)
         reports = [r for r in self.report.stages if r.name != "labels"] + distiller.reports
         folder, request = resuming.folder(self.out), (self.settings, loaded.sha256, config)
         resuming.save(folder, *request, distiller, self.architecture, batches, reports, self.elapsed())
@@ -265,8 +301,9 @@ class Conversion:
         return max(1, round(self.limits.cells * prepared.occupancy.cell / prepared.scene.box.longest))
 
     def _validate(self, prepared: Prepared, student: RadianceField, cells: Occupancy) -> Fidelity:
-        if not self.full:
-            self.report.notes.append("validated on fewer views than fidelity/1: the budget is short for this teacher")
+        note = "validated on fewer views than fidelity/1: the budget is short for this teacher"
+        if not self.full and note not in self.report.notes:
+            self.report.notes.append(note)
         views = reference(prepared, progress=self.progress, **({} if self.full else FEWER))
         if student.support() is None:  # without a mask: what it draws in empty space counts
             cells = prepare(student, prepared.scene, device=self.device, seed=self.settings.seed).occupancy

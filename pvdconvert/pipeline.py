@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,11 +13,12 @@ import torch
 from pvdconvert import registry as registries
 from pvdconvert.cameras import load_transforms
 from pvdconvert.conversion import Conversion
-from pvdconvert.errors import DeviceError
+from pvdconvert.errors import DeviceError, UsageError
 from pvdconvert.loading import Loaded, Teacher, as_loaded, open_field
 from pvdconvert.plugin import ReadOptions
 from pvdconvert.prepare import Prepared, prepare
 from pvdconvert.progress import Progress, Silent
+from pvdconvert.relay import halves, relay
 from pvdconvert.report import Report
 from pvdconvert.scene import Box, Scene
 from pvdconvert.settings import Settings, parse_sets
@@ -50,6 +52,8 @@ def convert(
     exact: bool = False,
     numbers: str = "same",
     method: str = "store",
+    via: str | None = None,
+    parallel: bool = False,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
     registry: registries.Registry | None = None,
@@ -65,40 +69,43 @@ def convert(
     resume    go on from ``OUT.resume/`` that an interrupted run left
     exact     refuse, with RequestError, whatever would have to be trained
     numbers   of a transcoded file: "same" as in the source, or "float32"
+    via       an architecture: distil into it first, and from that proxy into ``to`` (both errors are reported)
     method    how the student is taught: "store", or "pvd" and "pvd-al" as published (docs/pvd.md); their options follow
               a colon: "pvd:loss=L2,rays=1024"
+    parallel  share the work with the other processes that torchrun has started; each must make the same call, and the
+              first alone reports, validates and writes
     stop      asked after every step; true interrupts the run in a resumable state
 
     Returns the report. Raises the errors of :mod:`pvdconvert.errors`.
     """
-    run = Conversion(
-        Settings(
-            to,
-            preset,
-            budget,
-            max_mb,
-            parse_sets(sets or {}),
-            seed,
-            device,
-            as_,
-            min_psnr,
-            steps,
-            exact,
-            numbers,
-            method=method,
-        ),
-        Path(out) if out is not None else None,
-        progress or Silent(),
-        registry or registries.default(),
-        stop,
-    )
+    sets = parse_sets(sets or {})
+    settings = Settings(to, preset, budget, max_mb, sets, seed, device, as_, min_psnr, steps, exact, numbers, via)
+    settings = dataclasses.replace(settings, method=method)
+    if via is not None and (resume or dry_run):
+        raise UsageError("--via cannot be resumed or tried dry", hint="convert in two steps: FILE --to PROXY, then on")
+    if parallel:
+        from pvdconvert.distill.parallel import fit, group
+
+        settings = fit(settings)
+    asked, proxied = (settings, None) if via is None else reversed(halves(settings))
+    target = Path(out) if out is not None else None
+    rooms = (progress or Silent(), registry or registries.default(), stop)
+    run = Conversion(asked, target, *rooms)
+    proxy = None if proxied is None else Conversion(proxied, None, *rooms)
     try:
         run.check(force=force, resume=resume)
+        if proxy is not None:
+            proxy.check(force=force, resume=False)
         loaded = as_loaded(source, box, scene, from_=from_, read=read, device=run.device, registry=run.registry)
         if cameras is not None:
             own = load_transforms(Path(cameras))
             loaded = dataclasses.replace(loaded, scene=dataclasses.replace(loaded.scene, cameras=own))
-        return run.convert(loaded, dry_run=dry_run, resume=resume, validate=validate)
+        if proxy is not None:
+            report = relay(loaded, proxy, run, validate=validate)
+            report.settings = settings.to_json()
+            return report
+        with group(run.device) if parallel else contextlib.nullcontext() as run.ranks:
+            return run.convert(loaded, dry_run=dry_run, resume=resume, validate=validate)
     except torch.OutOfMemoryError as error:
         raise DeviceError(f"out of memory on {run.device}", hint="--device cpu, or a smaller --preset") from error
     except MemoryError as error:

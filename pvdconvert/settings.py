@@ -41,6 +41,7 @@ class Settings:
     steps: str | None = None
     exact: bool = False
     numbers: str = "same"
+    via: str | None = None
     method: str = methods.DEFAULT
 
     def __post_init__(self) -> None:
@@ -50,6 +51,9 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UsageError(f"{name} must be a positive number, got {value}")
+        if self.via is not None and (self.exact or self.via == self.to):
+            what = "--exact" if self.exact else f"--to {self.to}"
+            raise UsageError(f"--via {self.via} and {what} contradict each other")
         methods.parse(self.method)
         if not 0 <= self.seed < 1 << 31:
             raise UsageError(f"seed must be in 0 .. 2^31 - 1, got {self.seed}")

@@ -68,6 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "batch_manifest": set(),
     "cluster": {"batch"},
     "conversion": {"*"},
+    "scouting": {"distill", "field", "loading", "plugin", "render", "report", "scene", "settings"},
     "training": {"*"},
     "relay": {"loading", "plugin", "report"},
     "pipeline": {"*"},

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pvdconvert import ranks
 from pvdconvert.cli import checks, complete, options
 from pvdconvert.cli.interrupt import Interrupt
 from pvdconvert.cli.output import emit, say
@@ -77,6 +78,15 @@ def command(
     ] = None,
     cameras: options.Cameras = None,
     reading: options.Reading,
+    via: Annotated[
+        str | None,
+        typer.Option(
+            "--via",
+            metavar="ARCHITECTURE",
+            autocompletion=complete.architectures,
+            help="Distil into this one first and from it into --to: for very slow teachers. Both errors are reported.",
+        ),
+    ] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Only lay the same weights out anew; refuse whatever would be trained.")
     ] = False,
@@ -133,8 +143,13 @@ def command(
         raise UsageError(f"--min-psnr {min_psnr:g}: must be decibels above 0", hint="30 is a usual gate")
     if quiet and verbose:
         raise UsageError("-q and -v contradict each other")
+    if ranks.rank() > 0:  # torchrun: the first process speaks for all
+        report, json, quiet, verbose = None, False, True, False
+    ranks.share_threads()
     if replay is not None and budget is not None:
         raise UsageError("--replay and --budget contradict each other: the steps decide, not the clock")
+    if via is not None and (dry_run or resume):
+        raise UsageError("--via cannot be resumed or tried dry", hint="convert in two steps: FILE --to PROXY, then on")
     if dry_run and resume:
         raise UsageError("--dry-run and --resume contradict each other")
     read = reading.options()
@@ -144,6 +159,9 @@ def command(
     if to is None and exact:  # the same weights: the file says which architecture they are
         to = checks.readable(registry, file, reading.from_, read)[1].architecture
     name, named = checks.target(registry, to, as_)
+    proxy = None if via is None else checks.target(registry, via, None)[0]
+    if proxy is not None and (exact or proxy == name):
+        raise UsageError(f"--via {via} and {'--exact' if exact else f'--to {to}'} contradict each other")
     sets = settings.parse(set_ or [], registry.options(name), name)
     checks.source(file)
     if out is not None:
@@ -184,9 +202,11 @@ def command(
                 exact=exact,
                 numbers=numbers,
                 method=method,
+                via=proxy,
                 dry_run=dry_run,
                 force=force,
                 resume=resume,
+                parallel=True,
                 progress=bar,
                 stop=interrupt.stop,
             )

@@ -31,6 +31,8 @@ def lines(document: Mapping[str, Any], *, where: str = "", verbose: bool = False
         out += ["", *_stages(stages)]
     if document.get("fidelity"):
         out += ["", *fidelity(document["fidelity"])]
+    if document.get("via"):
+        out += ["", _via(document["via"])]
     notes = document.get("notes") or []
     if notes:
         out += ["", *(f"{style('note', 'yellow')}  {text}" for text in notes)]
@@ -69,6 +71,16 @@ def side(values: Mapping[str, Any], verbose: bool = False) -> str | None:
     if verbose:
         parts += [f"{k}={_short(v)}" for k, v in values.items() if k not in _MAIN and _plain(v)]
     return "  ".join(parts)
+
+
+def _via(values: Mapping[str, Any]) -> str:
+    """One line on a chain: what the proxy lost of the teacher, and the student of the proxy."""
+    lost, left = values.get("fidelity") or {}, values.get("of_proxy") or {}
+    spent = duration(values["seconds"]) if values.get("seconds") is not None else "?"
+    return (
+        f"via    {values['architecture']} in {spent}: proxy against teacher {decibel(lost.get('psnr'))} dB, "
+        f"student against proxy {decibel(left.get('psnr'))} dB"
+    )
 
 
 def _plan(values: Mapping[str, Any]) -> str | None:
