@@ -26,7 +26,7 @@ from pvdconvert.errors import Interrupted, QualityError, RequestError, UsageErro
 from pvdconvert.field import RadianceField
 from pvdconvert.loading import Loaded, choose_device, to_device
 from pvdconvert.looking import FEWER, QuickScore, reference, see_through
-from pvdconvert.metrics import Fidelity
+from pvdconvert.metrics import Fidelity, Keep
 from pvdconvert.plugin import ArrayTensor, Parts, TeacherFacts
 from pvdconvert.prepare import Prepared, prepare
 from pvdconvert.progress import Progress
@@ -57,6 +57,8 @@ class Conversion:
         self.begin, self.cpu = time.perf_counter(), time.process_time()
         self.device = "cpu"
         self.layout = ""
+        self.keep: Keep | None = None
+        """Told both sides of the validation."""
         self.student: RadianceField | None = None
         self.judge: Prepared | None = None
         """Whose pictures the student is measured by; the teacher's own if nobody else's."""
@@ -307,7 +309,8 @@ class Conversion:
         views = reference(prepared, progress=self.progress, **({} if self.full else FEWER))
         if student.support() is None:  # without a mask: what it draws in empty space counts
             cells = prepare(student, prepared.scene, device=self.device, seed=self.settings.seed).occupancy
-        return views.compare(student, cells, progress=self.progress)
+        keep, self.keep = self.keep, None  # a chain measures twice; the first is against the teacher
+        return views.compare(student, cells, progress=self.progress, keep=keep)
 
     def _write(self, field: RadianceField, scene: Scene, loaded: Loaded) -> None:
         config, tensors = self.architecture.save(field)

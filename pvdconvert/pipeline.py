@@ -15,6 +15,7 @@ from pvdconvert.cameras import load_transforms
 from pvdconvert.conversion import Conversion
 from pvdconvert.errors import DeviceError, UsageError
 from pvdconvert.loading import Loaded, Teacher, as_loaded, open_field
+from pvdconvert.metrics import Keep
 from pvdconvert.plugin import ReadOptions
 from pvdconvert.prepare import Prepared, prepare
 from pvdconvert.progress import Progress, Silent
@@ -54,6 +55,7 @@ def convert(
     method: str = "store",
     via: str | None = None,
     parallel: bool = False,
+    keep: Keep | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
     registry: registries.Registry | None = None,
@@ -74,6 +76,7 @@ def convert(
               a colon: "pvd:loss=L2,rays=1024"
     parallel  share the work with the other processes that torchrun has started; each must make the same call, and the
               first alone reports, validates and writes
+    keep      told the held-out pictures of teacher and student (pvdconvert.report.album), if there is a validation
     stop      asked after every step; true interrupts the run in a resumable state
 
     Returns the report. Raises the errors of :mod:`pvdconvert.errors`.
@@ -92,6 +95,7 @@ def convert(
     rooms = (progress or Silent(), registry or registries.default(), stop)
     run = Conversion(asked, target, *rooms)
     proxy = None if proxied is None else Conversion(proxied, None, *rooms)
+    run.keep = keep
     try:
         run.check(force=force, resume=resume)
         if proxy is not None:

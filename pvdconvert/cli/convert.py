@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from pvdconvert import ranks
-from pvdconvert.cli import checks, complete, options
+from pvdconvert.cli import checks, complete, options, reporting
 from pvdconvert.cli.interrupt import Interrupt
 from pvdconvert.cli.output import emit, say
 from pvdconvert.distill.methods import DEFAULT, parse
-from pvdconvert.errors import OutputError, UsageError
+from pvdconvert.errors import UsageError
 
 PRESETS = ("fast", "balanced", "best")
 
@@ -111,9 +111,7 @@ def command(
         str | None,
         typer.Option("--replay", metavar="STEPS", help="Run exactly the steps that a report's 'replay' lists."),
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE.json", help="Also write the report there, as JSON.")
-    ] = None,
+    report: reporting.Report = None,
     json: options.Json = False,
     progress: options.ProgressMode = "auto",
     quiet: options.Quiet = False,
@@ -170,8 +168,7 @@ def command(
     suffix = layout.suffixes[0] if layout.suffixes else ""
     path = out or checks.output(checks.derived(file, name, suffix), force=force, source=file, suffix=suffix)
     checks.resumable(path, resume)
-    if report is not None and checks.output(report, force=force, suffix=".json").resolve() == path.resolve():
-        raise UsageError("--report and -o name the same file")
+    illustrated = reporting.checked(report, force=force, out=path)
     if cameras is not None:
         checks.cameras(cameras)
     found, parts = checks.readable(registry, file, reading.from_, read)
@@ -181,6 +178,9 @@ def command(
         bar.note(f"{file}: {found.format}, {parts.architecture} -> {name}, {path}")
         compute.apply()
         from pvdconvert.pipeline import convert
+        from pvdconvert.report.album import Album
+
+        album = Album()
 
         with Interrupt(bar) as interrupt:
             result = convert(
@@ -207,14 +207,14 @@ def command(
                 force=force,
                 resume=resume,
                 parallel=True,
+                keep=album.keep if illustrated else None,
                 progress=bar,
                 stop=interrupt.stop,
             )
     finally:
         bar.close()
     document = result.to_json()
-    if report is not None:
-        _write(report, document)
+    reporting.save(report, document if not illustrated else {**document, "views": album.rows}, album.views)
     if json:
         emit(document)
     elif not quiet:
@@ -222,14 +222,3 @@ def command(
 
         for line in lines(document, where=str(path), verbose=verbose):
             say(line)
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    import json
-
-    from pvdconvert.cli.output import clean
-
-    try:
-        path.write_text(json.dumps(clean(document), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
