@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pvdconvert.cli import errors
+from pvdconvert.cli import errors, reporting
 from pvdconvert.cli.output import say
 from pvdconvert.errors import UsageError
 
@@ -130,6 +130,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     # machine: two conversions side by side each ran about 15 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = list(sys.argv[1:] if argv is None else argv)
+    reporting.remember(args)
     wants_json = "--json" in args
     verbose = bool({"-v", "--verbose"} & set(args))
     bare = not args and not any(name.endswith("_COMPLETE") for name in os.environ)
