@@ -8,8 +8,12 @@ reporting.save(report, document, views)                     # late
 from __future__ import annotations
 
 import json
+import os
+import platform
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +57,8 @@ def save(report: Path | None, document: Mapping[str, Any], views: Sequence[View]
     if report.suffix.lower() in SUFFIXES:
         from pvdconvert.report import html
 
-        html.write(report, data, views, command=typed())
+        data.setdefault("machine", machine())
+        html.write(report, data, views, command=typed(_arguments), again=replayed(_arguments, data.get("replay")))
         return
     try:
         report.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -70,6 +75,43 @@ def remember(arguments: Sequence[str]) -> None:
     _arguments = tuple(arguments)
 
 
-def typed() -> str:
-    """The command line of this run, as a shell would take it."""
-    return shlex.join(["pvdconvert", *_arguments])
+def typed(arguments: Sequence[str]) -> str:
+    """A command line as a shell would take it; "" where none was remembered (Python called the command)."""
+    return shlex.join(["pvdconvert", *arguments]) if arguments else ""
+
+
+def replayed(arguments: Sequence[str], steps: object) -> str:
+    """The command that runs the same ``steps``: without the clock, and from the start. "" without steps."""
+    if not arguments or not steps:
+        return ""
+    kept, skip = [], False
+    for word in arguments:
+        timed = word.split("=")[0] in ("--budget", "--replay")
+        if not (skip or timed or word == "--resume"):
+            kept.append(word)
+        skip = timed and "=" not in word
+    return shlex.join(["pvdconvert", *kept, "--replay", str(steps)])
+
+
+def machine() -> dict[str, Any]:
+    """Versions, and what this ran on; no names of machines or people."""
+    torch: Any = sys.modules.get("torch")
+    cuda = torch is not None and torch.cuda.is_available()
+    return {
+        **{name: version(name) for name in ("pvdconvert", "torch", "numpy")},
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": None if torch is None else torch.get_num_threads(),
+        "GPU": torch.cuda.get_device_name() if cuda else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+            return next(named, platform.processor())
+    except OSError:
+        return platform.processor()
