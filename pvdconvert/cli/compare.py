@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pvdconvert.cli import checks, complete, options
+from pvdconvert.cli import checks, complete, options, reporting
 from pvdconvert.cli.output import block, duration, emit, say
 from pvdconvert.errors import OutputError, QualityError, RequestError, UsageError
 
@@ -45,6 +45,7 @@ def command(
     min_psnr: Annotated[
         float | None, typer.Option("--min-psnr", metavar="DB", help="Exit with code 6 below this mean PSNR.")
     ] = None,
+    report: reporting.Report = None,
     reading: options.Reading,
     computing: options.Computing,
     force: options.Force = False,
@@ -73,6 +74,7 @@ def command(
     given = None if cameras is None else pick(checks.cameras(cameras), views, size)
     if images is not None:
         _folder(images, force=force)
+    illustrated = reporting.checked(report, force=force)
     registry = default()
     first, _ = checks.readable(registry, a, reading.from_, read)
     second = checks.recognised(registry, b, from_b)
@@ -119,7 +121,8 @@ def command(
         )
     finally:
         bar.close()
-    fidelity = reference.measure(list(zip(seen.images, seen.opacity, seen.depth, strict=True)))
+    drawn = list(zip(seen.images, seen.opacity, seen.depth, strict=True))
+    fidelity = reference.measure(drawn)
     document: dict[str, Any] = {
         "schema": "pvdconvert/compare/1",
         "reference": _side(a, one),
@@ -129,6 +132,13 @@ def command(
         "notes": notes,
         "seconds": time.perf_counter() - begin,
     }
+    if report is not None:
+        from pvdconvert.report.album import Album
+
+        album = Album(("A", "B"))
+        if illustrated:
+            album.keep(reference, drawn)
+        reporting.save(report, document if not illustrated else {**document, "views": album.rows}, album.views)
     missed = min_psnr is not None and fidelity.psnr < min_psnr
     if not (json and missed):
         _print(document, json=json, quiet=quiet)
