@@ -21,6 +21,8 @@ MOST = 1e3
 """Largest coefficient that is one."""
 FARTHEST = 1e3
 """Tangent beyond which no pinhole sees."""
+TINY = 1e-14
+"""Coefficients below it bend nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,22 +118,20 @@ class Lens:
     @functools.cached_property
     def _limit(self) -> float:
         """Up to which r (fisheye: angle) the radial map rises: beyond, the polynomial folds back and means nothing."""
-        over = np.zeros(2 * len(self.radial) + 2)
-        over[1::2] = (1.0, *self.radial)  # the map is over(r) / under(r), ascending powers
-        under = np.zeros(2 * len(self.rational) + 1)
-        under[0::2] = (1.0, *self.rational)
-        poly = np.polynomial.polynomial
+        # In s = r^2 the map is r n(s) / d(s): it rises where (n + 2 s n') d - 2 s n d' > 0 and d > 0.
+        poly, twice = np.polynomial.polynomial, np.array([0.0, 2.0])
+        n, d = np.array([1.0, *self.radial]), np.array([1.0, *self.rational])
         slope = poly.polysub(
-            poly.polymul(poly.polyder(over), under),
-            poly.polymul(over, poly.polyder(under)) if len(under) > 1 else np.zeros(1),
+            poly.polymul(poly.polyadd(n, poly.polymul(twice, poly.polyder(n))), d),
+            poly.polymul(poly.polymul(twice, n), poly.polyder(d)),
         )
         ends = [math.pi if self.kind == "fisheye" else FARTHEST]
-        for part in (slope, under):
-            part = np.trim_zeros(part, "b")
+        for part in (slope, d):
+            part = np.trim_zeros(np.where(np.abs(part) < TINY, 0.0, part), "b")
             if len(part) > 1:
                 roots = poly.polyroots(part)
                 real = roots.real[(np.abs(roots.imag) < 1e-9 * (1 + np.abs(roots))) & (roots.real > 1e-9)]
-                ends.extend(float(r) for r in real)
+                ends.extend(float(r) ** 0.5 for r in real)
         return min(ends) * (1 - 1e-9)
 
     # ----------------------------------------------------------------------------------------------------- inverse

@@ -29,7 +29,9 @@ def pinhole(points: Array) -> Array:
     return points[:, :2] / points[:, 2:]
 
 
-def looking(position: Sequence[float], target: Sequence[float] = (0, 0, 0), up: Sequence[float] = (0, 0, 1)) -> Array:
+def looking(
+    position: Sequence[float] | Array, target: Sequence[float] | Array = (0, 0, 0), up: Sequence[float] = (0, 0, 1)
+) -> Array:
     """Camera to world [4, 4], OpenGL: columns right, up, back, position."""
     p = np.asarray(position, dtype=np.float64)
     back = p - np.asarray(target, dtype=np.float64)
@@ -41,7 +43,7 @@ def looking(position: Sequence[float], target: Sequence[float] = (0, 0, 0), up: 
     return m
 
 
-def orbit(count: int, radius: float = 4.0, target: Sequence[float] = (0, 0, 0)) -> list[Array]:
+def orbit(count: int, radius: float = 4.0, target: Sequence[float] | Array = (0, 0, 0)) -> list[Array]:
     """Cameras on rings around ``target``, which they look at, from 12 to 58 degrees up."""
     out = []
     for k in range(count):

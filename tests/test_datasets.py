@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,7 +158,7 @@ def test_llff_inward_facing(tmp_path: Path) -> None:
     assert dataset.ray_space.kind == "world"
     assert any("inward" in note for note in dataset.notes)
     # Recentred: seen from the average camera, lengths over 0.75 * 2.5.
-    back, up = (sum(c[:3, k] for c in cameras) for k in (2, 1))
+    back, up = (np.sum([c[:3, k] for c in cameras], 0) for k in (2, 1))
     back = back / np.linalg.norm(back)
     side = np.cross(up, back)
     side /= np.linalg.norm(side)
@@ -252,7 +253,7 @@ def test_angles_in_degrees_and_a_copied_axis(tmp_path: Path) -> None:
         ({"aabb_scale": 3, "scale": 1.0, "offset": 0.0}, Box.cube(1.5)),
     ],
 )
-def test_the_cube_of_instant_ngp(tmp_path: Path, extra: dict[str, object], box: Box) -> None:
+def test_the_cube_of_instant_ngp(tmp_path: Path, extra: dict[str, Any], box: Box) -> None:
     """p_cube = p * scale + offset, and the cube has side aabb_scale around 0.5; 3 is no side that the program has."""
     got = open_dataset(made.transforms(tmp_path, made.orbit(3), **extra)).box
     assert got is not None
