@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from typing import TYPE_CHECKING
 
 from pvdconvert.distill.label import SIDES, focus, label, merge, visible_cells
 from pvdconvert.distill.store import Store
@@ -12,6 +13,9 @@ from pvdconvert.progress import Progress
 from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.report import StageReport
 from pvdconvert.scene import Box
+
+if TYPE_CHECKING:
+    from pvdconvert.distill.parallel import Ranks
 
 MAX_SAMPLES = 14_000_000
 SCOUT_SHARE = 0.2
@@ -23,9 +27,9 @@ Batches = tuple[int, int]
 class Asking:
     """Asks ``prepared`` along rays; the same seed and batches give the same store."""
 
-    def __init__(self, prepared: Prepared, seed: int, progress: Progress) -> None:
+    def __init__(self, prepared: Prepared, seed: int, progress: Progress, ranks: Ranks | None = None) -> None:
         self.prepared, self.shell = prepared, prepared
-        self.seed, self.progress = seed, progress
+        self.seed, self.progress, self.ranks = seed, progress, ranks
         self.batches: Batches = (0, 0)
         self.cells: Occupancy | None = None
         self.around: Box | None = None
@@ -79,4 +83,5 @@ class Asking:
             cameras=prepared.scene.cameras,
             progress=self.progress,
             device=prepared.device,
+            ranks=self.ranks,
         )

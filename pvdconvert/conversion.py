@@ -152,6 +152,7 @@ class Conversion:
         clock = time.perf_counter()
         prepared, quick, text = see_through(prepared, self.progress)
         if self.ranks is not None:
+            report.notes.append(f"{self.ranks.size} processes shared the work")
             prepared = dataclasses.replace(prepared, occupancy=self.ranks.same(prepared.occupancy))
         self.judge = self.judge or prepared
         report.notes += [text] if text else []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pvdconvert import ranks
 from pvdconvert.cli import checks, complete, options, settings
 from pvdconvert.cli.convert import PRESETS, _write
 from pvdconvert.cli.interrupt import Interrupt
@@ -94,6 +95,8 @@ def command(
 
     if quiet and verbose:
         raise UsageError("-q and -v contradict each other")
+    if ranks.size() > 1:
+        raise UsageError("batch under torchrun: every process would run every row", hint="--jobs, or --cluster")
     if cluster not in (None, "local") and jobs > 1:
         raise UsageError(f"--jobs: the cluster {cluster} decides how many rows it runs at a time")
     computing.checked()

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import typer
 
+from pvdconvert import ranks
 from pvdconvert.cli.output import emit, warn
 from pvdconvert.errors import Interrupted, PvdError, UsageError
 
@@ -50,6 +51,10 @@ def report(error: BaseException, *, json: bool, verbose: bool) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     text, code = describe(error)
+    if ranks.size() > 1:
+        if not ranks.claim():
+            return code
+        text = ranks.prefix() + text
     with contextlib.suppress(OSError):
         if verbose and not isinstance(error, (KeyboardInterrupt, UsageError, Interrupted, _CLICK)):
             sys.stderr.write("".join(traceback.format_exception(error)))

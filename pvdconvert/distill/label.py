@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.render.occupy import dilate, split, tight
 from pvdconvert.render.trace import Trace, trace
 from pvdconvert.scene import Box, Scene
+
+if TYPE_CHECKING:
+    from pvdconvert.distill.parallel import Ranks
 
 BATCH = 1 << 14
 """Rays drawn at a time; the batch number is part of their seed, so any number of batches starts with the same rays."""
@@ -59,51 +62,59 @@ def label(
     cameras: Sequence[Camera] = (),
     progress: Progress,
     device: torch.device,
+    ranks: Ranks | None = None,
 ) -> tuple[Store, int]:
     """Trace pseudo-view rays through ``teacher`` until ``seconds`` or ``max_samples`` are spent, or for ``batches``.
 
     ``first`` is the number of the first batch: a second call goes on where another ended.
+    ``ranks`` divides the batches among processes; each gets the whole store.
     Returns the store and the number of batches asked: the same number and seed give the same store, bit for bit.
     """
     start = time.perf_counter()
     box = occupancy.box
     parts: list[tuple[Tensor, ...]] = []
     samples, done = 0, 0
+    rank, size = (0, 1) if ranks is None else (ranks.rank, ranks.size)
     while True:
-        number = seed * 1_000_003 + first + done
-        o, d = draw_rays(scene, box, occupancy, BATCH, number, cameras)
-        generator = torch.Generator().manual_seed(number)
-        jitter = torch.rand(BATCH, generator=generator).to(device)
-        got = trace(
-            teacher,
-            o.to(device),
-            d.to(device),
-            occupancy,
-            step=step,
-            near=scene.clip[0],
-            far=scene.clip[1],
-            backdrop=scene.backdrop,
-            jitter=jitter,
-            ray_space=scene.ray_space,
-        )
-        counts = got.offsets[1:] - got.offsets[:-1]
-        hit = counts > 0
-        parts.append(
-            (
-                *_from_sides(teacher, got, generator, AHEAD if scene.ray_space.kind == "ndc" else AROUND),
-                *(got.x, got.t, got.dt, got.sigma, got.weight, got.rgb, got.colored),
-                *(got.d[hit], counts[hit], got.ray_rgb[hit], got.ray_opacity[hit], got.ray_depth[hit]),
+        if batches is None or done + rank < batches:
+            number = seed * 1_000_003 + first + done + rank
+            o, d = draw_rays(scene, box, occupancy, BATCH, number, cameras)
+            generator = torch.Generator().manual_seed(number)
+            jitter = torch.rand(BATCH, generator=generator).to(device)
+            got = trace(
+                teacher,
+                o.to(device),
+                d.to(device),
+                occupancy,
+                step=step,
+                near=scene.clip[0],
+                far=scene.clip[1],
+                backdrop=scene.backdrop,
+                jitter=jitter,
+                ray_space=scene.ray_space,
             )
-        )
-        samples += len(got.x)
-        done += 1
-        spent = time.perf_counter() - start
-        progress.advance(spent, rays=float(done * BATCH), samples=float(samples))
+            counts = got.offsets[1:] - got.offsets[:-1]
+            hit = counts > 0
+            parts.append(
+                (
+                    *_from_sides(teacher, got, generator, AHEAD if scene.ray_space.kind == "ndc" else AROUND),
+                    *(got.x, got.t, got.dt, got.sigma, got.weight, got.rgb, got.colored),
+                    *(got.d[hit], counts[hit], got.ray_rgb[hit], got.ray_opacity[hit], got.ray_depth[hit]),
+                )
+            )
+            samples += len(got.x)
+        done = done + size if batches is None else min(batches, done + size)
+        spent, each = time.perf_counter() - start, done / size
+        progress.advance(spent, rays=float(done * BATCH), samples=float(samples * size))
         if batches is not None:
             if done >= batches:
                 break
-        elif samples + samples / done > max_samples or spent + 0.7 * spent / done > seconds:
+            continue
+        enough = size * (samples + samples / each) > max_samples or spent + 0.7 * spent / each > seconds
+        if enough if ranks is None else ranks.most(enough)[0]:
             break
+    if ranks is not None:
+        parts = ranks.gather(parts, device)
     before = 0
     for part in parts:
         part[0].add_(before)

@@ -9,6 +9,7 @@ satisfied by anything beyond the limit, and whoever is on the wrong side of it a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -57,19 +58,28 @@ def whitened(features: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     return mean, basis.to(features.dtype), (centered @ basis).to(features.dtype)
 
 
-def adapter(ours: Tensor, targets: Tensor, ridge: float = 1e-3) -> Tensor:
+Mean = Callable[[Tensor], Tensor]
+"""What a mean over this process's part of a batch becomes over the parts of all."""
+
+
+def alone(own: Tensor) -> Tensor:
+    """The :data:`Mean` of one process."""
+    return own
+
+
+def adapter(ours: Tensor, targets: Tensor, mean: Mean = alone, ridge: float = 1e-3) -> Tensor:
     """The affine map [F + 1, k] that carries ``ours`` [N, F] onto ``targets`` [N, k], by ridge regression."""
     a = torch.cat([ours, torch.ones_like(ours[:, :1])], 1).double()
-    gram = a.T @ a / len(a)
+    gram = mean(a.T @ a / len(a))
     gram += ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * gram.diagonal().mean()
-    solution: Tensor = torch.linalg.solve(gram, a.T @ targets.double() / len(a))
+    solution: Tensor = torch.linalg.solve(gram, mean(a.T @ targets.double() / len(a)))
     return solution.to(ours.dtype)
 
 
-def too_large(features: Tensor) -> Tensor:
+def too_large(features: Tensor, mean: Mean = alone) -> Tensor:
     """Zero while the mean square of ``features`` is below 1, then the square of its logarithm.
 
     An adapter that is solved on each batch takes any scale, so nothing else holds a student's units: within some 600
     steps those of a perceptron grew by five orders, and its density was dead before it was asked for.
     """
-    return torch.log(features.square().mean() + TINY).clamp_min(0.0).square()
+    return torch.log(mean(features.square().mean()) + TINY).clamp_min(0.0).square()

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.adam import adam
 
 from pvdconvert.kernels.backend import use_numba
+from pvdconvert.solve import rotated_adam
 
 
 class LazyAdam(Optimizer):
@@ -21,8 +22,9 @@ class LazyAdam(Optimizer):
     this is Adam exactly. Its gradient persists and is zero between steps; the contract with kernels stands in
     :mod:`pvdconvert.kernels.rowgrad`. Gradients that autograd delivers as dense tensors work too; they cost a scan.
 
-    The other groups get torch's Adam (fused where torch has it). There is no weight decay and no AMSGrad. In the lazy
-    groups results do not depend on the number of threads. Raises ValueError for impossible hyper-parameters.
+    Groups with ``rotated=True`` get SOAP (:mod:`pvdconvert.solve.rotated_adam`), which suits the matrices of small
+    networks. The other groups get torch's Adam (fused where torch has it). There is no weight decay and no AMSGrad. In
+    the lazy groups results do not depend on the number of threads. Raises ValueError for impossible hyper-parameters.
     """
 
     def __init__(
@@ -34,7 +36,7 @@ class LazyAdam(Optimizer):
     ) -> None:
         if not (lr >= 0 and 0 <= betas[0] < 1 and 0 <= betas[1] < 1 and eps >= 0):
             raise ValueError(f"impossible lr {lr}, betas {betas} or eps {eps}")
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "sparse_rows": False})
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "sparse_rows": False, "rotated": False})
         self._dense_gradient: set[int] = set()
         for p in self._lazy():
             p.touched = torch.zeros(len(p), dtype=torch.uint8, device=p.device)  # type: ignore[attr-defined]
@@ -47,6 +49,21 @@ class LazyAdam(Optimizer):
 
     def _lazy(self) -> Iterable[Tensor]:
         return [p for group in self.param_groups if group["sparse_rows"] for p in group["params"]]
+
+    def marked(self) -> list[tuple[Tensor, Tensor]]:
+        """The lazy parameters, and which of their rows have a gradient now (uint8 [R]): for who changes gradients."""
+        out = []
+        for p in self._lazy():
+            touched = _touched(p)
+            if id(p) in self._dense_gradient and p.grad is not None:
+                touched |= (p.grad != 0).flatten(1).any(1)
+                self._dense_gradient.discard(id(p))
+            out.append((p, touched))
+        return out
+
+    def dense(self) -> list[Tensor]:
+        """The other parameters."""
+        return [p for group in self.param_groups if not group["sparse_rows"] for p in group["params"]]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget gradients. Free for lazy parameters right after :meth:`step`, which leaves them zero."""
@@ -78,7 +95,11 @@ class LazyAdam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            if group["sparse_rows"]:
+            if group["rotated"]:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        rotated_adam.update(p, self.state[p], float(group["lr"]), group["betas"], group["eps"])
+            elif group["sparse_rows"]:
                 for p in group["params"]:
                     self._step_rows(p, float(group["lr"]), *cast("tuple[float, float]", group["betas"]), group["eps"])
             else:
