@@ -60,10 +60,15 @@ def save(report: Path | None, document: Mapping[str, Any], views: Sequence[View]
         data.setdefault("machine", machine())
         html.write(report, data, views, command=typed(_arguments), again=replayed(_arguments, data.get("replay")))
         return
+    write_json(report, data)
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write ``document`` to ``path``. Raises OutputError."""
     try:
-        report.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(clean(document), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"{report}: cannot be written: {error.strerror}") from error
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 _arguments: tuple[str, ...] = ()
