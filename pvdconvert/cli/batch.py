@@ -14,9 +14,10 @@ import typer
 
 from pvdconvert import ranks
 from pvdconvert.cli import checks, complete, options, settings
-from pvdconvert.cli.convert import PRESETS, _write
+from pvdconvert.cli.convert import PRESETS
 from pvdconvert.cli.interrupt import Interrupt
 from pvdconvert.cli.output import decibel, duration, emit, say, style, table, warn
+from pvdconvert.cli.reporting import write_json
 from pvdconvert.errors import InputError, OutputError, PvdError, UsageError
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def command(
         journal.close()
     document = batch.document(manifest, journal.path, outcomes, time.perf_counter() - begin)
     if report is not None:
-        _write(report, document)
+        write_json(report, document)
     if json:
         emit(document)
     elif not quiet:
