@@ -16,6 +16,7 @@ from pvdconvert.scene import Box, Scene
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -270,6 +271,11 @@ class ArchitectureBase:
         return [{"params": [p for p in field.parameters() if p.requires_grad], "lr": 1e-2, "name": "all"}]
 
     def project(self, field: RadianceField, store: Store, seconds: float) -> str | None:
+        return None
+
+    def regularizer(self, field: RadianceField, generator: torch.Generator) -> Tensor | None:
+        """Optional: what the architecture's paper adds to the loss when it trains from pictures, differentiable and
+        weighted: total variation, sparsity. Random choices come from ``generator``. None = nothing."""
         return None
 
     def factor_norm(self, field: RadianceField) -> Tensor | None:

@@ -14,51 +14,38 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from pvdconvert import __version__
+from pvdconvert import __version__, scouting
 from pvdconvert import registry as registries
-from pvdconvert.cameras import Camera
 from pvdconvert.conversion import Conversion
 from pvdconvert.data import Dataset, Frame
 from pvdconvert.distill import resume as resuming
 from pvdconvert.distill.distiller import Stopped
-from pvdconvert.distill.framing import box_of_cameras, footprint
-from pvdconvert.distill.label import focus, label
+from pvdconvert.distill.framing import border_color, box_of_cameras
 from pvdconvert.distill.photometric import PARTS, SAMPLINGS, Photometric, Sampling
-from pvdconvert.distill.raybank import RayBank, teacher_frames
-from pvdconvert.distill.scout import Scout, ScoutField
+from pvdconvert.distill.raybank import RayBank, teacher_dataset
 from pvdconvert.errors import DeviceError, Interrupted, RequestError, UsageError
 from pvdconvert.field import RadianceField
 from pvdconvert.loading import to_device
-from pvdconvert.plugin import ArchitectureBase, ArrayTensor, Budget, Parts, TeacherFacts
-from pvdconvert.prepare import Prepared
+from pvdconvert.plugin import ArrayTensor, Budget, Parts
 from pvdconvert.progress import Progress, Silent
 from pvdconvert.render.occupancy import Occupancy
-from pvdconvert.render.occupy import dilate, grid_over, resample, split, tight
 from pvdconvert.report import Report, StageReport
 from pvdconvert.scene import Box, Scene, Vec3
-from pvdconvert.settings import PRESETS, Settings, parse_sets, rehearse
+from pvdconvert.settings import Settings, parse_sets, rehearse
 from pvdconvert.writing import byte_count, write_checked
 
 SCOUT_SHARE, SCOUT_MOST = 0.1, 60.0
 """Share of the budget for finding out where the scene is, and most seconds for it."""
 
-GRID, FINEST = 64, 256
-"""Cells along the longest side of the box: of the scout, and at most of what a student is restricted to."""
-
-LIVE = 128
-"""Cells along it in which training looks for what is occupied."""
-
-SCOUT_STEP, STEP = 0.75, 0.6
+STEP = 0.6
 """Distance of samples, in cells."""
-
-FITS = {"fast": 160.0, "balanced": 480.0}
-"""Pixels across what is occupied up to which a larger preset would only learn noise."""
 
 CAMERAS = 100
 """Cameras that are written with the field, at most."""
+
+__all__ = ["Training", "parse_steps", "teacher_dataset", "train"]
 
 Watch = Callable[["Photometric", float], None]
 """Called after each part of a run with the trainer and the seconds spent so far."""
@@ -136,22 +123,6 @@ def train(
         run.progress.close()
 
 
-def teacher_dataset(prepared: Prepared, cameras: Sequence[Camera]) -> Dataset:
-    """Pictures that a teacher shows through ``cameras``, as a dataset: training from scratch on them is the baseline
-    that distillation is compared with. Rendered when they are read."""
-    scene = prepared.scene
-    return Dataset(
-        Path("teacher"),
-        "teacher",
-        {"train": teacher_frames(prepared, cameras)},
-        box=scene.box,
-        near=scene.near if scene.ray_space.kind == "ndc" else None,
-        far=scene.far if scene.ray_space.kind == "ndc" else None,
-        ray_space=scene.ray_space,
-        background=scene.backdrop,
-    )
-
-
 def parse_steps(text: str) -> dict[str, tuple[int, int]]:
     """name -> (steps run, planned) of a report's ``replay``. Raises UsageError where it is none."""
     try:
@@ -189,7 +160,7 @@ class Training(Conversion):
         frames = dataset.split(asked.split)
         held = dataset.splits.get("val", ()) if asked.split == "train" else ()
         self.bank = RayBank(frames, held=held, seed=s.seed, device=self.device, progress=self.progress)
-        self.scene = self._scene(dataset, frames, asked)
+        self.scene = self._scene_of(dataset, frames, asked)
         sha256 = fingerprint(dataset, asked.split)
         report.source = {
             "path": str(dataset.path),
@@ -204,17 +175,17 @@ class Training(Conversion):
         report.notes.append(f"trained on split {asked.split}; dB are on {len(self.bank.held)} pixels of {which}")
         rehearse(s, self.architecture, self.scene, self.limits)
         state = resuming.load(resuming.folder(self.out), s, sha256) if resume and self.out else None
-        trainer = self._begin() if state is None else self._again(state)
+        trainer = self._fresh_trainer() if state is None else self._resumed_trainer(state)
         try:
             left = s.seconds - self._spent() - self._reserve()
             trainer.run("train", max(1.0, left), steps=self.fixed, watch=lambda: self._watched(trainer))
         except Stopped:
-            self._kept(trainer, sha256)
+            self._keep_for_later(trainer, sha256)
         report.stages += trainer.reports
         report.replay = ";".join(f"{r.name}={r.steps}/{r.planned}" for r in report.stages if r.planned)
         report.plan["rays"] = trainer.drawn
         self.student = trainer.student.eval()
-        self._save(trainer.student, dataset)
+        self._write_trained(trainer.student, dataset)
         if self.out is not None:
             resuming.remove(self.out)
         return self._finish()
@@ -232,7 +203,7 @@ class Training(Conversion):
 
     # -- the scene ---------------------------------------------------------------------------------------------------
 
-    def _scene(self, dataset: Dataset, frames: Sequence[Frame], asked: Asked) -> Scene:
+    def _scene_of(self, dataset: Dataset, frames: Sequence[Frame], asked: Asked) -> Scene:
         cameras = [f.camera for f in frames]
         near = dataset.near if asked.near is None else asked.near
         far = dataset.far if asked.far is None else asked.far
@@ -258,7 +229,9 @@ class Training(Conversion):
 
     # -- where it is, and what is built there ------------------------------------------------------------------------
 
-    def _trainer(self, student: RadianceField, cells: Occupancy, coarse: RadianceField | None = None) -> Photometric:
+    def _photometric(
+        self, student: RadianceField, cells: Occupancy, coarse: RadianceField | None = None
+    ) -> Photometric:
         return Photometric(
             self.architecture,
             student,
@@ -273,145 +246,76 @@ class Training(Conversion):
             clock=self.clock,
         )
 
-    def _begin(self) -> Photometric:
+    def _fresh_trainer(self) -> Photometric:
+        s, where = self.settings, torch.device(self.device)
         if self.sampling == "hierarchical":
-            return self._without_cells()
-        scout, seen = self._scout()
-        cells = self._fine(seen)
-        facts = self._facts(cells)
-        self.config = self._plan(facts)
-        student = self._build(self.config, self.settings.seed)
-        student.restrict(cells)
-        self._described(facts, student)
-        self._start_from(student, scout, seen, cells)
-        return self._trainer(student, self._searched(student, cells))
-
-    def _without_cells(self) -> Photometric:
-        whole = grid_over(self.scene.box, GRID, torch.device(self.device))
-        whole.grid.fill_(1)
-        facts = self._facts(whole)
-        self.config = self._plan(facts)
-        student, coarse = (self._build(self.config, self.settings.seed + k) for k in range(2))
-        self._described(facts, student)
-        self.report.plan["sampling"] = self.sampling
-        return self._trainer(student, whole, coarse)
-
-    def _build(self, config: dict[str, Any], seed: int) -> RadianceField:
-        return to_device(self.architecture.build(config, self.scene, seed), self.device).train()
-
-    def _scout(self) -> tuple[ScoutField, Occupancy]:
-        """The coarse field, and the cells of its that some pixel showed. Raises RequestError where none did."""
-        whole = grid_over(self.scene.box, GRID, torch.device(self.device))
-        whole.grid.fill_(1)
-        field = to_device(ScoutField(self.scene), self.device).train()
-        assert isinstance(field, ScoutField)
-        trainer = Photometric(
-            Scout(),
-            field,
+            return self._without_cells(scouting.whole(self.scene.box, where))
+        scout, seen, reports = scouting.find(
             self.bank,
             self.scene,
-            whole,
-            step=SCOUT_STEP * whole.cell,
-            seed=self.settings.seed,
+            seconds=min(SCOUT_SHARE * s.seconds, SCOUT_MOST),
+            seed=s.seed,
+            device=where,
             progress=self.progress,
+            steps=self.fixed,
             stop=self.stop,
             clock=self.clock,
         )
+        self.report.stages += reports
+        cells = scouting.refined(seen, self.bank, self.scene, self.limits.cells)
+        student = self._student_of(cells)
+        student.restrict(cells)
+        self._describe(cells, student)
+        begin = self.clock()
+        line = scouting.start_from(
+            scout,
+            seen,
+            self.architecture,
+            student,
+            cells,
+            scene=self.scene,
+            seconds=0.05 * s.seconds,
+            seed=s.seed,
+            progress=self.progress,
+        )
+        if line is not None:
+            self.report.stages.append(StageReport("projection", seconds=self.clock() - begin, note=line))
+        return self._photometric(student, scouting.searched(student, cells, self.scene))
 
-        def watch() -> None:  # what the second half of the run sees
-            if trainer.seen is None:
-                trainer.seen = torch.zeros_like(whole.grid)
+    def _without_cells(self, cells: Occupancy) -> Photometric:
+        student = self._student_of(cells)
+        self._describe(cells, student)
+        self.report.plan["sampling"] = self.sampling
+        return self._photometric(student, cells, self._build(self.settings.seed + 1))
 
-        seconds = min(SCOUT_SHARE * self.settings.seconds, SCOUT_MOST)
-        try:
-            trainer.run("scout", seconds, parts=2, steps=self.fixed, watch=watch)
-        except Stopped:
-            raise Interrupted("stopped while looking for the scene", hint="there is nothing to resume yet") from None
-        assert trainer.seen is not None
-        seen = Occupancy(whole.origin, whole.cell, dilate(trainer.seen))
-        self.report.stages += trainer.reports
-        if not seen.count:
-            raise RequestError(
-                f"the pictures show nothing but background in the box {self.scene.box.min} .. {self.scene.box.max}",
-                hint="is the box right? give --bounds x0,y0,z0,x1,y1,z1",
-            )
-        return field.eval(), tight(seen)
-
-    def _fine(self, seen: Occupancy) -> Occupancy:
-        """``seen`` in cells as small as the pictures' pixels deserve, or as the target layout has them."""
-        if self.limits.cells is not None:
-            return tight(resample(seen, grid_over(self.scene.box, self.limits.cells, seen.origin.device)))
-        self.pixel = footprint(self.bank.cameras, seen.box, self.scene.ray_space)
-        factor = 1
-        while 2 * factor * GRID <= FINEST and seen.cell / factor > 1.5 * self.pixel:
-            factor *= 2
-        return split(seen, factor)
-
-    def _facts(self, cells: Occupancy) -> TeacherFacts:
-        return TeacherFacts(self.scene, cells.box, cells.count, cells.count, cells.cell, occupancy=cells)
-
-    def _plan(self, facts: TeacherFacts) -> dict[str, Any]:
-        """A configuration no finer than the pictures."""
-        s = self.settings
-        across = facts.occupied_box.longest / footprint(self.bank.cameras, facts.occupied_box, self.scene.ray_space)
-        names = list(PRESETS)
-        fits = next((n for n, most in FITS.items() if across <= most), names[-1])
-        preset = min(s.preset, fits, key=names.index)
+    def _student_of(self, cells: Occupancy) -> RadianceField:
+        """A fresh student, no finer than the pictures."""
+        s, known = self.settings, scouting.facts(self.scene, cells)
+        preset, across = scouting.fitting(s.preset, self.bank, known)
         if preset != s.preset:
             self.report.notes.append(f"planned as for preset {preset}: the scene is {across:.0f} pixels across")
-        return self.architecture.plan(facts, Budget(preset, s.seconds, s.max_mb), self.limits, s.sets)
+        self.config = self.architecture.plan(known, Budget(preset, s.seconds, s.max_mb), self.limits, s.sets)
+        return self._build(s.seed)
 
-    def _described(self, facts: TeacherFacts, student: RadianceField) -> None:
+    def _build(self, seed: int) -> RadianceField:
+        return to_device(self.architecture.build(self.config, self.scene, seed), self.device).train()
+
+    def _describe(self, cells: Occupancy, student: RadianceField) -> None:
         self.report.plan = {
             "kind": "train",
             "config": self.config,
             "box": self.scene.box.to_json(),
-            "occupied_box": facts.occupied_box.to_json(),
-            "surface_cells": facts.surface_cells,
+            "occupied_box": cells.box.to_json(),
+            "surface_cells": cells.count,
             "pixels": len(self.bank),
             "seconds": None if self.fixed else self.settings.seconds,
         }
         size = byte_count(self.architecture.save(student)[1])
         self.report.target = {"architecture": self.settings.to, "config": self.config, "bytes": size}
 
-    def _start_from(self, student: RadianceField, scout: ScoutField, seen: Occupancy, cells: Occupancy) -> None:
-        """Start from the coarse field where the architecture has a closed form."""
-        if getattr(type(self.architecture), "project", None) is ArchitectureBase.project:
-            return
-        self.progress.stage("projection", None)
-        begin = self.clock()
-        store, _ = label(
-            scout,
-            self.scene,
-            seen,
-            step=0.5 * seen.cell,
-            seconds=0.0,
-            max_samples=1 << 22,
-            batches=3,
-            seed=self.settings.seed,
-            cameras=self.scene.cameras,
-            progress=self.progress,
-            device=torch.device(self.device),
-        )
-        around = None if student.support() is not None else self.scene.box
-        store = focus(store, cells=cells, seed=self.settings.seed, around=around)
-        line = self.architecture.project(student, store, 0.05 * self.settings.seconds)
-        if line is not None:
-            self.report.stages.append(StageReport("projection", seconds=self.clock() - begin, note=line))
-
-    def _searched(self, student: RadianceField, cells: Occupancy) -> Occupancy:
-        """The cells in which training draws samples: those of the student, or the whole box if it has none."""
-        where = torch.device(self.device)
-        if student.support() is None:
-            whole = grid_over(self.scene.box, GRID, where)
-            whole.grid.fill_(1)
-            return whole
-        coarse = grid_over(self.scene.box, LIVE, where)
-        return cells if cells.cell > 0.99 * coarse.cell else tight(resample(cells, coarse))
-
     # -- resume and writing ------------------------------------------------------------------------------------------
 
-    def _kept(self, trainer: Photometric, sha256: str) -> None:
+    def _keep_for_later(self, trainer: Photometric, sha256: str) -> None:
         at = trainer.position
         where = f"stopped in part {at.stage + 1} of {PARTS} after {at.step} steps"
         if self.out is None or self.sampling == "hierarchical":
@@ -433,7 +337,7 @@ class Training(Conversion):
         )
         raise Interrupted(where, hint=f"the same command with --resume goes on from {folder}")
 
-    def _again(self, state: resuming.State) -> Photometric:
+    def _resumed_trainer(self, state: resuming.State) -> Photometric:
         """The trainer as it was when it was interrupted."""
         kept, extra = state.config, state.extra
         self.config, self.report.plan = kept["config"], kept["plan"]
@@ -442,7 +346,7 @@ class Training(Conversion):
         student = to_device(student, self.device).train()
         where = torch.device(self.device)
         origin = torch.tensor(kept["origin"], dtype=torch.float32, device=where)
-        trainer = self._trainer(student, Occupancy(origin, float(kept["cell"]), extra["cells"].to(where)))
+        trainer = self._photometric(student, Occupancy(origin, float(kept["cell"]), extra["cells"].to(where)))
         state.restore(trainer, self.architecture, self.scene)
         trainer.take_up(extra)
         self.report.stages += [r for r in state.reports if not r.name.startswith("train-")]
@@ -450,7 +354,7 @@ class Training(Conversion):
         self.start -= state.elapsed
         return trainer
 
-    def _save(self, field: RadianceField, dataset: Dataset) -> None:
+    def _write_trained(self, field: RadianceField, dataset: Dataset) -> None:
         config, tensors = self.architecture.save(field)
         bad = [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
         if bad:
@@ -473,20 +377,6 @@ class Training(Conversion):
         else:
             target["bytes"] = byte_count(tensors)
         r.target = target
-
-
-def border_color(frames: Sequence[Frame]) -> Vec3:
-    """The colour that the borders of most pictures share, or black where they share none."""
-    borders = []
-    for frame in frames[:: -(-len(frames) // 8)]:
-        picture = frame.read()[..., :3]
-        borders.append(np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]))
-    every = np.concatenate(borders).astype(np.float64)
-    middle = np.median(every, axis=0)
-    if (np.abs(every - middle).max(1) <= 4).mean() < 0.5:
-        return (0.0, 0.0, 0.0)
-    r, g, b = (round(float(v) / 255, 4) for v in middle)
-    return (r, g, b)
 
 
 def fingerprint(dataset: Dataset, split: str) -> str:

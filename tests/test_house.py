@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nn": {"kernels", "scene"},
     "solve": {"kernels"},
     "render": {"field", "scene", "cameras", "kernels"},
-    "metrics": {"render", "scene", "cameras", "field"},
+    "metrics": {"containers", "render", "scene", "cameras", "field"},
     "report": {"metrics", "render", "writing"},
     "distill": {
         "ranks",

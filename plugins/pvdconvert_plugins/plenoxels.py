@@ -31,6 +31,11 @@ LEVELS = 3
 CLEAR, OPAQUE = 1e-3, 20.0
 """Projected densities lie between these optical thicknesses of a cell."""
 FLOPS = 5e10
+VARIATION, SPARSE = (2e-2, 1e-2), 5e-4
+"""Weights of what training from pictures adds to the loss: total variation of a cell's opacity and of colours, and the
+mean opacity (arXiv 2112.05131, section 3.4, there of raw values)."""
+PAIRS = 1 << 14
+"""Neighbouring points that are compared in a step."""
 
 
 class Plenoxels(ArchitectureBase):
@@ -99,6 +104,30 @@ class Plenoxels(ArchitectureBase):
             {"params": [v.density], "lr": rate, "name": "density", "sparse_rows": True},
             {"params": [v.sh], "lr": 2e-2, "name": "sh", "sparse_rows": True},
         ]
+
+    def regularizer(self, field: RadianceField, generator: torch.Generator) -> Tensor | None:
+        """Total variation between points a cell apart, and sparsity, on random points of the cells that are stored.
+
+        Opacity and colour, not raw values: logarithms of density differ most where nothing is.
+        """
+        f = _own(field)
+        v = f.voxels
+        if not len(v.vertices):
+            return None
+        device, cell = v.vertices.device, sum(v.cell) / 3
+        pick = torch.randint(len(v.vertices), (PAIRS,), generator=generator).to(device)
+        inner = torch.rand(PAIRS, 3, generator=generator).to(device) * torch.tensor(v.cell, device=device)
+        axis = torch.randint(3, (PAIRS,), generator=generator).to(device)
+        d = torch.nn.functional.normalize(torch.randn(PAIRS, 1, 3, generator=generator), dim=-1).to(device)
+        x = v.positions(v.vertices[pick]) + inner
+        y = x + torch.diag(torch.tensor(v.cell, device=device))[axis]
+        both = (v.inside(x) & v.inside(y)).nonzero().squeeze(1)
+        if not len(both):
+            return None
+        x, y, d = x[both], y[both], d[both]
+        a, b = (1 - torch.exp(-f.density(p) * cell) for p in (x, y))
+        rough = (f.color(x, d) - f.color(y, d)).square().mean()
+        return VARIATION[0] * (a - b).square().mean() + VARIATION[1] * rough + SPARSE * a.mean()
 
     @torch.no_grad()
     def project(self, field: RadianceField, store: Store, seconds: float) -> str | None:

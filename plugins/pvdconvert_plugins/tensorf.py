@@ -26,6 +26,9 @@ LONGEST = {"fast": 144, "balanced": 288, "best": 400}
 SWEEPS = 5
 ALS_RATE = 1e6
 """Vertices solved in a second and sweep on two plain cores."""
+SPARSE, VARIATION = 4e-5, (1e-3, 1e-4)
+"""Weights of what training from pictures adds to the loss: L1 of the density's factors, total variation of planes of
+density and of colour (arXiv 2203.09517, section 4.3; the authors' settings for real scenes)."""
 STUDENT: Mapping[str, Any] = {"density_ranks": [16, 16, 16], "color_ranks": [48, 48, 48], **SHADING}
 
 
@@ -73,6 +76,12 @@ class Tensorf(Tensorial):
         """Sum over planes and lines of density of their mean absolute values (pvd.md 1.6)."""
         assert isinstance(field, TensorfField)
         return torch.stack([p.abs().mean() for p in field.density_grid.parameters()]).sum()
+
+    def regularizer(self, field: RadianceField, generator: torch.Generator) -> Tensor | None:
+        """L1 of the density's factors and total variation of all planes."""
+        assert isinstance(field, TensorfField)
+        rough = VARIATION[0] * field.density_grid.variation() + VARIATION[1] * field.color_grid.variation()
+        return SPARSE * self.factor_norm(field) + rough
 
     @torch.no_grad()
     def project(self, field: RadianceField, store: Store, seconds: float) -> str | None:

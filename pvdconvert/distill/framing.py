@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from pvdconvert.cameras import Camera
+from pvdconvert.data import Frame
 from pvdconvert.errors import RequestError
 from pvdconvert.render.trace import ndc_rays
-from pvdconvert.scene import Box, RaySpace
+from pvdconvert.scene import Box, RaySpace, Vec3
 
 SEEN = 0.9
 """Share of the cameras in whose picture a point lies, for it to be part of the scene."""
@@ -108,3 +109,17 @@ def footprint(cameras: Sequence[Camera], box: Box, ray_space: RaySpace) -> float
     center = np.asarray(box.center)
     sizes = [max(1e-9, float(np.linalg.norm(c.position - center))) / min(c.fx, c.fy) for c in cameras]
     return float(np.median(sizes))
+
+
+def border_color(frames: Sequence[Frame]) -> Vec3:
+    """The colour that the borders of most pictures share, or black where they share none."""
+    borders = []
+    for frame in frames[:: -(-len(frames) // 8)]:
+        picture = frame.read()[..., :3]
+        borders.append(np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]))
+    every = np.concatenate(borders).astype(np.float64)
+    middle = np.median(every, axis=0)
+    if (np.abs(every - middle).max(1) <= 4).mean() < 0.5:
+        return (0.0, 0.0, 0.0)
+    r, g, b = (round(float(v) / 255, 4) for v in middle)
+    return (r, g, b)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pvdconvert.cameras import Camera
-from pvdconvert.data import Frame, Pixels
+from pvdconvert.data import Dataset, Frame, Pixels
 from pvdconvert.errors import InputError, RequestError
 from pvdconvert.progress import Progress, Silent
 
@@ -240,6 +241,22 @@ def teacher_frames(prepared: Prepared, cameras: Sequence[Camera]) -> tuple[Frame
         return Frame(f"teacher-{k:03d}", camera, lambda: read(camera))
 
     return tuple(frame(k, camera) for k, camera in enumerate(cameras))
+
+
+def teacher_dataset(prepared: Prepared, cameras: Sequence[Camera]) -> Dataset:
+    """Pictures that a teacher shows through ``cameras``, as a dataset: training from scratch on them is the baseline
+    that distillation is compared with. Rendered when they are read."""
+    scene = prepared.scene
+    return Dataset(
+        Path("teacher"),
+        "teacher",
+        {"train": teacher_frames(prepared, cameras)},
+        box=scene.box,
+        near=scene.near if scene.ray_space.kind == "ndc" else None,
+        far=scene.far if scene.ray_space.kind == "ndc" else None,
+        ray_space=scene.ray_space,
+        background=scene.backdrop,
+    )
 
 
 def _pixels(frame: Frame) -> tuple[Pixels, NDArray[np.int32]]:

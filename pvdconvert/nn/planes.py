@@ -47,6 +47,11 @@ class VectorMatrix(nn.Module):
         """[N, sum of ranks] at ``x01`` [N, 3] in the unit cube."""
         return vm_features(x01, list(self.planes), list(self.lines))
 
+    def variation(self) -> Tensor:
+        """Total variation of the planes: mean square differences of neighbours along both axes, summed (TensoRF)."""
+        parts = [torch.diff(p, dim=k).square().mean() for p in self.planes for k in range(2) if p.shape[k] > 1]
+        return 2 * torch.stack(parts).sum()
+
     def export(self, name: str) -> dict[str, Tensor]:
         """``{name}_plane.i`` [1, R, H, W] and ``{name}_line.i`` [1, R, L, 1]: TensoRF's layout (layouts 3.2)."""
         out = {f"{name}_plane.{i}": p.detach().permute(2, 0, 1)[None].contiguous() for i, p in enumerate(self.planes)}
