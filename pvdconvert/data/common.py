@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from pvdconvert.cameras import Array
 from pvdconvert.data import Dataset, Frame
 from pvdconvert.data.poses import Hints
 from pvdconvert.errors import InputError
@@ -106,13 +107,7 @@ def finished(
     everything = [s for shots in kept.values() for s in shots]
     if not everything:
         raise InputError(f"{path}: {kind}: there are no pictures in it")
-    if len(everything) > 1:
-        at = np.stack([s.frame.camera.position for s in everything])
-        if np.ptp(at, axis=0).max() <= 1e-7 * max(1.0, float(np.abs(at).max())):
-            raise InputError(
-                f"{path}: {kind}: all {len(everything)} cameras stand at one point: no depth can be seen from there",
-                hint="check the translations of the poses",
-            )
+    refuse_one_point(np.stack([s.frame.camera.position for s in everything]), f"{path}: {kind}")
     alpha = any(s.alpha for s in everything)
     if options.background is not None and not alpha:
         said.append("the pictures have no alpha: the background that was asked for is not used")
@@ -128,6 +123,15 @@ def finished(
         tuple(said),
         world,
     )
+
+
+def refuse_one_point(positions: Array, where: str) -> None:
+    """Raise InputError where several cameras have no baseline: ``positions`` [N, 3]."""
+    if len(positions) > 1 and np.ptp(positions, axis=0).max() <= 1e-7 * max(1.0, float(np.abs(positions).max())):
+        raise InputError(
+            f"{where}: all {len(positions)} cameras stand at one point: no depth can be seen from there",
+            hint="check the translations of the poses",
+        )
 
 
 def _pictures(count: int) -> str:

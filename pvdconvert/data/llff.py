@@ -16,7 +16,7 @@ import numpy as np
 from pvdconvert.cameras import Array, Camera
 from pvdconvert.containers import open_manifest
 from pvdconvert.data import Dataset, Frame
-from pvdconvert.data.common import MAX_FRAMES, Fit, Options, Shot, finished, hold_out
+from pvdconvert.data.common import MAX_FRAMES, Fit, Options, Shot, finished, hold_out, refuse_one_point
 from pvdconvert.data.documents import folder_files
 from pvdconvert.data.pictures import SUFFIXES, Header, Picture, expect_size, header
 from pvdconvert.data.poses import Hints, Straightener, rows
@@ -55,6 +55,7 @@ class Llff:
         straighten = Straightener()
         stored = table[:, :15].reshape(-1, 3, 5)
         poses = np.stack([straighten(m, f"{file}: pose {k}") for k, m in enumerate(_opengl(stored[:, :, :4]))])
+        refuse_one_point(poses[:, :, 3], f"{path}: {self.name}")
         chosen = _pictures(folder, len(poses), options.downscale)
         near = float(table[:, 15].min())
         if near <= 0 or float(table[:, 16].max()) <= near:
@@ -63,17 +64,20 @@ class Llff:
         poses[:, :, 3] *= scale
         bounds = table[:, 15:] * scale
         poses = recentred(poses)
+        shots = self._shots(stored, poses, chosen, options, file)
+        cameras = [s.frame.camera for s in shots]
         forward = bool((poses[:, 2, 2] >= ONE_WAY).all())
-        ndc = forward if options.ndc is None else options.ndc
-        if ndc and not (poses[:, 2, 2] > 0.1).all():
+        able = all((_corners(c)[1][:, 2] < -1e-3).all() for c in cameras)
+        if options.ndc and not able:
             raise UsageError(f"{path}: llff: NDC was asked for, but the cameras do not look one way", hint="ndc=False")
+        ndc = forward and able if options.ndc is None else options.ndc
         notes = [*chosen.notes, *straighten.notes()]
         if not forward and not ndc:
             poses, bounds = spherified(poses, bounds)
+            shots = self._shots(stored, poses, chosen, options, file)
+            cameras = [s.frame.camera for s in shots]
             notes.append("the cameras look inward: recentred on what they look at, at a mean distance of 1")
-        shots = self._shots(stored, poses, chosen, options, file)
         splits, held = hold_out(shots, options)
-        cameras = [s.frame.camera for s in shots]
         if ndc:
             c = cameras[0]
             space = RaySpace("ndc", float(c.width), float(c.height), c.fx, 1.0)
@@ -221,8 +225,6 @@ def ndc_box(cameras: list[Camera]) -> Box:
     ends = []
     for camera in cameras:
         o, d = _corners(camera)
-        if (d[:, 2] >= -1e-3).any():
-            raise InputError(f"llff: a camera at {camera.position.round(3).tolist()} looks backwards: no NDC for it")
         p = o - ((1.0 + o[:, 2]) / d[:, 2])[:, None] * d
         ends += [across * p[:, :2] / p[:, 2:], across * d[:, :2] / d[:, 2:]]
     reach = np.concatenate(ends)

@@ -132,7 +132,7 @@ def _box(data: Mapping[str, Any], where: str, notes: list[str]) -> Box | None:
         return None
     if data.get("aabb") is not None:
         try:
-            low, high = (_three(v, where, "aabb") for v in data["aabb"])
+            low, high = (_three([*v], where, "aabb") for v in data["aabb"])
         except (TypeError, ValueError):
             raise InputError(f"{where}: 'aabb' is not two corners") from None
         return Box(low, high)
