@@ -72,6 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"*"},
     "relay": {"loading", "plugin", "report"},
     "pipeline": {"*"},
+    "viewer": {"cameras", "field", "metrics", "prepare", "render", "scene"},
     "testing": {"*"},
     "cli": {"*", "cli"},
     "__init__": {"pipeline"},

@@ -1,6 +1,7 @@
 """How close pictures are (PSNR, SSIM, FLIP, LPIPS), and how close fields are: the protocol ``fidelity/1``."""
 
 from pvdconvert.metrics.ldr_flip import PIXELS_PER_DEGREE, flip, flip_map
+from pvdconvert.metrics.learned import Lpips
 from pvdconvert.metrics.pictures import CAP, SSIM_WINDOW, Picture, mse, psnr, ssim
 from pvdconvert.metrics.protocol import (
     COUNT,
@@ -32,6 +33,7 @@ __all__ = [
     "Drawn",
     "Fidelity",
     "Keep",
+    "Lpips",
     "Picture",
     "ReferenceViews",
     "between_cameras",
