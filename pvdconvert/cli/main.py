@@ -24,7 +24,19 @@ PROGRAM = "pvdconvert"
 DEFAULT = "convert"
 INTERRUPTED = 130
 # Adding a name here is a breaking change for files of that name: they then need "./".
-COMMANDS = ("convert", "train", "batch", "formats", "inspect", "render", "compare", "plugins", "selftest", "doctor")
+COMMANDS = (
+    "convert",
+    "train",
+    "batch",
+    "formats",
+    "inspect",
+    "render",
+    "view",
+    "compare",
+    "plugins",
+    "selftest",
+    "doctor",
+)
 
 HELP = """Convert a trained radiance field of one architecture into another.
 
