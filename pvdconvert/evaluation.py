@@ -15,7 +15,7 @@ from pvdconvert.cameras import Camera
 from pvdconvert.data import Dataset, Frame
 from pvdconvert.errors import InputError, RequestError, UsageError
 from pvdconvert.metrics import CAP, SSIM_WINDOW, flip, psnr, ssim
-from pvdconvert.placing import placed
+from pvdconvert.placing import choose, placed
 from pvdconvert.prepare import Prepared
 from pvdconvert.progress import Progress, Silent
 from pvdconvert.render.images import Bytes, Floats, to_uint8
@@ -156,23 +156,6 @@ def evaluate(
         size,
         tuple(notes),
     )
-
-
-def choose(frames: Sequence[Frame], views: int | Sequence[str] | None, where: str) -> tuple[Frame, ...]:
-    """``views`` of ``frames``: so many, evenly spaced, or those named. Raises UsageError for unknown names."""
-    if views is None:
-        return tuple(frames)
-    if isinstance(views, int):
-        if views < 1:
-            raise UsageError(f"{views} views: at least one is needed")
-        count = min(views, len(frames))
-        return tuple(frames[k * len(frames) // count] for k in range(count))
-    named = {f.name: f for f in frames} | {Path(f.name).name: f for f in frames}
-    for name in views:
-        if name not in named:
-            first = ", ".join(f.name for f in frames[:3])
-            raise UsageError(f"{where}: no view {name!r}", hint=f"its {len(frames)} views are {first}, ...")
-    return tuple(named[name] for name in views)
 
 
 def truth_of(frame: Frame, scene: Scene, size: int | None = None) -> tuple[Camera, Bytes, Masked]:

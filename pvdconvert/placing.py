@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pvdconvert.data import Dataset, Frame
-from pvdconvert.errors import InputError, RequestError
+from pvdconvert.errors import InputError, RequestError, UsageError
 from pvdconvert.registry import Registry
-from pvdconvert.scene import IDENTITY, Box, Scene
+from pvdconvert.scene import Box, Scene
 
 CENTER = 0.5
 _GENERATIONS = 64
@@ -75,6 +76,23 @@ def pixel_offset(format: str, provenance: Mapping[str, Any], registry: Registry)
     return specs[format].pixel_offset, format
 
 
+def choose(frames: Sequence[Frame], views: int | Sequence[str] | None, where: str) -> tuple[Frame, ...]:
+    """``views`` of ``frames``: so many, evenly spaced, or those named. Raises UsageError for unknown names."""
+    if views is None:
+        return tuple(frames)
+    if isinstance(views, int):
+        if views < 1:
+            raise UsageError(f"{views} views: at least one is needed")
+        count = min(views, len(frames))
+        return tuple(frames[k * len(frames) // count] for k in range(count))
+    named = {f.name: f for f in frames} | {Path(f.name).name: f for f in frames}
+    for name in views:
+        if name not in named:
+            first = ", ".join(f.name for f in frames[:3])
+            raise UsageError(f"{where}: no view {name!r}", hint=f"its {len(frames)} views are {first}, ...")
+    return tuple(named[name] for name in views)
+
+
 def _matrix(rows: tuple[tuple[float, ...], ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
     m = np.asarray(rows, dtype=np.float64)
     if m.shape != (4, 4) or not np.isfinite(m).all() or abs(np.linalg.det(m)) < 1e-12:
@@ -106,6 +124,3 @@ def _same_warp(dataset: Dataset, scene: Scene) -> list[str]:
         if a and b and f and g and not math.isclose(a / f, b / g, rel_tol=0.01):
             return [f"the field's NDC has {a / f:.3f} focal lengths to a side, the pictures have {b / g:.3f}"]
     return []
-
-
-__all__ = ["CENTER", "IDENTITY", "pixel_offset", "placed"]

@@ -23,10 +23,10 @@ from torch import Tensor
 from pvdconvert.cameras import Camera
 from pvdconvert.data import Dataset, Frame
 from pvdconvert.errors import InputError, PvdError, RequestError, UsageError
-from pvdconvert.evaluation import Judged, choose, evaluate, truth_of
+from pvdconvert.evaluation import Judged, evaluate, truth_of
 from pvdconvert.field import FunctionField
 from pvdconvert.metrics import CAP
-from pvdconvert.placing import pixel_offset, placed
+from pvdconvert.placing import choose, pixel_offset, placed
 from pvdconvert.prepare import Prepared
 from pvdconvert.registry import default
 from pvdconvert.render.occupancy import Occupancy

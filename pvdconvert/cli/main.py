@@ -33,10 +33,13 @@ COMMANDS = (
     "render",
     "view",
     "compare",
+    "eval",
     "plugins",
     "selftest",
     "doctor",
 )
+_MODULES = {"eval": "evaluate"}
+"""Commands whose module has another name."""
 
 HELP = """Convert a trained radiance field of one architecture into another.
 
@@ -131,7 +134,7 @@ def build() -> typer.Typer:
         pass
 
     for name in COMMANDS:
-        module = importlib.import_module(f"{__package__}.{name}")
+        module = importlib.import_module(f"{__package__}.{_MODULES.get(name, name)}")
         app.command(name)(module.command)
     return app
 
