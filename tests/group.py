@@ -30,7 +30,7 @@ def main(out: Path, to: str, sets: str, steps: str, fail: str) -> int:
     try:
         report = pvdconvert.convert(
             field, to, scene=field.scene, out=out, sets=json.loads(sets), steps=steps or None, parallel=True,
-            budget=None if steps else 12.0, validate=fail == "",
+            budget=None if steps else 6.0, validate=False,
         )  # fmt: skip
     except PvdError as error:
         if ranks.claim():

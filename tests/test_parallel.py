@@ -52,7 +52,6 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     assert two["replay"] == one["replay"]
     # The very same rays, whoever asked them.
     assert two["plan"]["samples"] == one["plan"]["samples"]
-    assert two["fidelity"]["psnr"] == pytest.approx(one["fidelity"]["psnr"], abs=0.01)
     for a, b in zip(one["stages"], two["stages"], strict=True):
         assert (a["name"], a["steps"]) == (b["name"], b["steps"])
         assert a["psnr_after"] is None or b["psnr_after"] == pytest.approx(a["psnr_after"], abs=0.01)
@@ -69,7 +68,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
 def test_by_the_clock_both_take_the_same_steps(tmp_path: Path) -> None:
     found = converted(2, tmp_path / "o.safetensors", "")
     assert {"density", "color", "render"} <= {s["name"] for s in found["stages"] if s["steps"] >= 12}
-    assert found["fidelity"]["psnr"] > 20
+    assert found["stages"][-1]["psnr_after"] > 20
     assert any("2 processes" in note for note in found["notes"])
 
 
@@ -127,7 +126,8 @@ with parallel.group("cpu") as r:
     value = losses.too_large(y, mean)
     value.backward()
     assert torch.allclose(y.grad / 3, x.grad[r.rank::3], rtol=1e-5)
-    assert torch.allclose(losses.adapter(whole[r.rank::3], target[r.rank::3], mean), losses.adapter(whole, target), rtol=1e-4)
+    ours = losses.adapter(whole[r.rank::3], target[r.rank::3], mean)
+    assert torch.allclose(ours, losses.adapter(whole, target), rtol=1e-4)
     # Gradients: rows that only one process touched, and a parameter that only one process used.
     table, used, never = (nn.Parameter(torch.zeros(n, 2)) for n in (5, 3, 3))
     step = Half()
