@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pvdconvert.cli import checks, options
+from pvdconvert.cli import checks, filming, options
 from pvdconvert.cli.output import duration, emit, say, style
+from pvdconvert.errors import UsageError
 
 if TYPE_CHECKING:
     from pvdconvert.cameras import Camera
@@ -40,6 +41,22 @@ def command(
             "--size", min=8, max=8192, metavar="PIXELS", help="Longer side. Default: 400, or what --cameras says."
         ),
     ] = None,
+    video: Annotated[
+        Path | None,
+        typer.Option(
+            "--video", metavar="FILE.mp4|FILE.gif", help="A film instead: once around, or along the path of --cameras."
+        ),
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            "--frames", min=1, max=100_000, metavar="N", help="Of --video. Default: 120, or one for each of --cameras."
+        ),
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option("--fps", min=0.1, max=120.0, metavar="RATE", help="Frames a second of --video. Default: 30."),
+    ] = None,
     elevation: Annotated[
         float,
         typer.Option("--elevation", min=-89.0, max=89.0, metavar="DEGREES", help="The orbit's, above the xy plane."),
@@ -53,25 +70,41 @@ def command(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Render FILE to PNG.
+    """Render FILE to PNG, or to a video.
 
     The cameras circle the occupied part of the scene, or are those of --cameras transforms.json.
+
+    \b
+    pvdconvert render ngp.ckpt -o view.png
+    pvdconvert render ngp.ckpt --video orbit.mp4 --frames 90 --size 512
     """
     from pvdconvert.cli import progress as drawing
     from pvdconvert.registry import default
 
+    film = None if video is None else filming.checked(video, frames, fps, out=out, views=views)
+    if film is None and (frames is not None or fps is not None):
+        raise UsageError(f"{'--frames' if frames is not None else '--fps'} is for --video FILE.mp4 or FILE.gif")
     read = reading.options()
     compute = computing.checked()
     bar = drawing.make(progress, quiet=quiet)
     checks.source(file)
     given = None if cameras is None else pick(checks.cameras(cameras), views, size)
-    paths = names(out or checks.derived(file, "view", ".png"), len(given) if given is not None else views or 1)
+    if film is not None:
+        checks.output(film.path, force=force, source=file, suffix=film.path.suffix)
+        given = film.cameras(given) if given is not None else None
+    paths = (
+        []
+        if film is not None
+        else names(out or checks.derived(file, "view", ".png"), len(given) if given is not None else views or 1)
+    )
     for path in paths:
         checks.output(path, force=force, source=file, suffix=".png")
     checks.readable(default(), file, reading.from_, read)
     begin = time.perf_counter()
     try:
         where = compute.choose()
+        for text in compute.notes():
+            bar.note(text)
         from pvdconvert.loading import open_field
         from pvdconvert.prepare import prepare
 
@@ -80,20 +113,28 @@ def command(
             bar.note(text)
         prepared = prepare(loaded.field, loaded.scene, device=where, progress=bar)
         if given is None:
-            given = orbit(prepared, len(paths), size or SIZE, elevation)
-        bar.stage("render", len(paths))
-        for index, (path, camera) in enumerate(zip(paths, given, strict=True)):
+            given = orbit(prepared, len(paths) or (frames or filming.FRAMES), size or SIZE, elevation)
+        bar.stage("render", len(given))
+        if film is not None:
+            film.shoot(prepared, given, bar)
+        for index, (path, camera) in enumerate(zip(paths, given, strict=film is None)):
             picture(path, prepared, camera)
             bar.advance(index + 1)
     finally:
         bar.close()
     spent = time.perf_counter() - begin
+    source = {"path": str(file), "format": loaded.format, "architecture": loaded.architecture}
+    if film is not None:
+        if json:
+            emit({"schema": "pvdconvert/render/1", "source": source, "video": film.to_json(given), "seconds": spent})
+        elif not quiet:
+            say(f"{style(f'wrote {film.path}', 'green')}, {film.said(given)} in {duration(spent)}")
+        return
     if json:
         rows = [
             {"path": str(p), "absolute": str(p.resolve()), "width": c.width, "height": c.height, "camera": c.to_json()}
             for p, c in zip(paths, given, strict=True)
         ]
-        source = {"path": str(file), "format": loaded.format, "architecture": loaded.architecture}
         emit({"schema": "pvdconvert/render/1", "source": source, "images": rows, "seconds": spent})
     elif not quiet:
         for path, camera in zip(paths, given, strict=True):
@@ -147,7 +188,12 @@ def write_png(path: Path, pixels: Any) -> None:
 
     with temporary_beside(path) as temporary:
         save_png(temporary, pixels)
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # temporary files are private, pictures are not
+        public(temporary)
         temporary.replace(path)
+
+
+def public(path: Path) -> None:
+    """Temporary files are private, pictures are not."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
