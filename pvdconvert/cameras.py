@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pvdconvert.errors import InputError
-from pvdconvert.lens import Lens
+from pvdconvert.lens import Lens, from_keys
 
 if TYPE_CHECKING:
     from pvdconvert.scene import Box
@@ -214,7 +214,8 @@ def load_transforms(path: Path, *, width: int | None = None, height: int | None 
     """Cameras of a Blender / instant-ngp / nerfstudio ``transforms*.json`` (layouts sections 9.1, 9.4).
 
     Intrinsics: ``fl_x``/``fl_y`` else ``camera_angle_x``/``_y``; per frame before global. Sizes from ``w``/``h``, else
-    from ``width``/``height``, else from the first frame's image file. Raises InputError that names the file and key.
+    from ``width``/``height``, else from the first frame's image file; lenses are kept. Raises InputError that names the
+    file and key.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -246,7 +247,8 @@ def load_transforms(path: Path, *, width: int | None = None, height: int | None 
                 raise InputError(f"{path}: frames[{n}]: the focal length {fx} x {fy} is not positive")
             cx, cy = both.get("cx", w / 2), both.get("cy", h / 2)
             c2w = tuple(tuple(map(float, row)) for row in m)
-            cameras.append(Camera(int(w), int(h), float(fx), float(fy), float(cx), float(cy), c2w))
+            lens = from_keys(both, f"{path}: frames[{n}]")
+            cameras.append(Camera(int(w), int(h), float(fx), float(fy), float(cx), float(cy), c2w, lens=lens))
         except KeyError as error:
             raise InputError(f"{path}: frames[{n}]: missing key {error}") from error
         except (TypeError, ValueError) as error:

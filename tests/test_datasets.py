@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from pvdconvert.data import Dataset
-from pvdconvert.data.opening import open_dataset
+from pvdconvert.data.opening import open_cameras, open_dataset
 from pvdconvert.errors import UsageError
+from pvdconvert.lens import Lens
 from pvdconvert.scene import Box
 from tests import datasets as made
 from tests.datasets import BALLS, Array
@@ -449,7 +450,7 @@ def test_long_sets_of_large_pictures_need_the_memory_of_one(tmp_path: Path) -> N
 from pathlib import Path
 import numpy
 from PIL import Image, PngImagePlugin
-from pvdconvert.data.opening import open_dataset
+from pvdconvert.data.opening import open_cameras, open_dataset
 before = peak()
 frames = open_dataset(Path({str(tmp_path)!r})).split("train")
 assert len(frames) == 350
@@ -459,3 +460,20 @@ print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", PEAK + code], capture_output=True, text=True, check=True, timeout=120)
     assert int(done.stdout) < 80 << 20
+
+
+# ------------------------------------------------------------------------------------------------------- cameras
+
+
+def test_cameras_of_any_dataset(tmp_path: Path) -> None:
+    """Of a json all, pictures or not, with their lenses; of a folder those that train."""
+    made.transforms(tmp_path / "a", made.orbit(9), k1=0.1)
+    cameras = open_cameras(tmp_path / "a/transforms.json")
+    assert len(cameras) == 9
+    assert cameras[0].lens == Lens(radial=(0.1, 0.0, 0.0))
+    shutil.rmtree(tmp_path / "a/images")
+    assert open_cameras(tmp_path / "a/transforms.json") == cameras
+    made.nsvf(tmp_path / "b", SPLITS)
+    assert len(open_cameras(tmp_path / "b")) == 5
+    made.blender(tmp_path / "c", {"test": made.orbit(2)})
+    assert len(open_cameras(tmp_path / "c")) == 2

@@ -146,9 +146,9 @@ def resumable(path: Path, resume: bool) -> None:
 
 def cameras(path: Path) -> tuple[Camera, ...]:
     """The cameras of ``--cameras``."""
-    from pvdconvert.cameras import load_transforms
+    from pvdconvert.data.opening import open_cameras
 
-    return load_transforms(path)
+    return open_cameras(path)
 
 
 def recognised(registry: Registry, path: Path, from_: str | None) -> Identified:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pvdconvert.cameras import Camera, load_transforms
 from pvdconvert.data import Dataset
 from pvdconvert.data.blender import Blender
 from pvdconvert.data.common import Fit, Loader, Options
@@ -63,6 +64,17 @@ def open_dataset(
         return loader.load(path, Options(background, downscale, holdout, bounds, offset, ndc))
     except OSError as error:
         raise InputError(f"{path}: {loader.name}: {error.strerror or error}") from error
+
+
+def open_cameras(path: str | Path) -> tuple[Camera, ...]:
+    """The cameras to look through at ``path``: all of a transforms file, whose pictures need not be there, or those of
+    the train split of a dataset (of all splits where it has none). Raises as :func:`open_dataset` does."""
+    path = Path(path)
+    if path.suffix.lower() == ".json":
+        return load_transforms(path)
+    splits = open_dataset(path).splits
+    frames = splits.get("train") or tuple(f for frames in splits.values() for f in frames)
+    return tuple(f.camera for f in frames)
 
 
 def fits(path: Path, loaders: Sequence[Loader] = LOADERS) -> list[tuple[Loader, Fit]]:
