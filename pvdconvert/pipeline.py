@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from pvdconvert import registry as registries
-from pvdconvert.cameras import load_transforms
 from pvdconvert.conversion import Conversion
+from pvdconvert.data.opening import open_cameras
 from pvdconvert.errors import DeviceError, UsageError
 from pvdconvert.loading import Loaded, Teacher, as_loaded, open_field
 from pvdconvert.metrics import Keep
@@ -102,7 +102,7 @@ def convert(
             proxy.check(force=force, resume=False)
         loaded = as_loaded(source, box, scene, from_=from_, read=read, device=run.device, registry=run.registry)
         if cameras is not None:
-            own = load_transforms(Path(cameras))
+            own = open_cameras(cameras)
             loaded = dataclasses.replace(loaded, scene=dataclasses.replace(loaded.scene, cameras=own))
         if proxy is not None:
             report = relay(loaded, proxy, run, validate=validate)

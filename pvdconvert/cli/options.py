@@ -55,7 +55,7 @@ Extra = Annotated[
 ]
 Cameras = Annotated[
     Path | None,
-    typer.Option("--cameras", metavar="FILE", help="A transforms.json whose cameras to look through."),
+    typer.Option("--cameras", metavar="PATH", help="A transforms.json, or a dataset, whose cameras to look through."),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
 Backend = Annotated[
