@@ -259,6 +259,8 @@ class Conversion:
     def _trainer(self, lesson: methods.Lesson) -> methods.Trainer:
         if self.ranks is None:
             return self.method.trainer(lesson)
+        if not self.method.spreads:
+            raise UsageError(f"method {self.method.name!r} runs in one process", hint="start without torchrun")
         from pvdconvert.distill.parallel import ParallelDistiller
 
         return ParallelDistiller(self.ranks, lesson)

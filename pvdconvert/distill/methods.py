@@ -105,6 +105,7 @@ class Method:
     labels       share of the budget for asking the teacher before the first step
     projects     the student starts in closed form where its architecture has one
     resumes      what was interrupted can go on
+    spreads      several processes can share its work
     """
 
     name: str
@@ -114,6 +115,7 @@ class Method:
     labels: float = 0.35
     projects: bool = True
     resumes: bool = True
+    spreads: bool = True
 
     def trainer(self, lesson: Lesson) -> Trainer:
         """The method at work."""
@@ -137,6 +139,7 @@ METHODS = {
             _SCOUTING,
             projects=False,
             resumes=False,
+            spreads=False,
         ),
         Method(
             "pvd-al",
@@ -146,6 +149,7 @@ METHODS = {
             _SCOUTING,
             projects=False,
             resumes=False,
+            spreads=False,
         ),
     )
 }
