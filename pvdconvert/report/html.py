@@ -55,7 +55,7 @@ def page(document: Mapping[str, Any], views: Sequence[View] = (), *, command: st
     policy allows no request and no script but its own.
     """
     data: dict[str, Any] = clean(dict(document))
-    kind, between = KINDS.get(str(data.get("schema", "")).split("/")[1:2][0] if data.get("schema") else "", ("", "->"))
+    kind, between = KINDS.get(f"{data.get('schema')}//".split("/")[1], ("", "->"))
     pictures = shown(views)
     body = [
         sections.tiles(data),
