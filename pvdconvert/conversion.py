@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pvdconvert import __version__
+from pvdconvert import __version__, memory
+from pvdconvert import ranks as environment
 from pvdconvert import registry as registries
-from pvdconvert.asking import Asking, Batches
+from pvdconvert.asking import Asking, Batches, Room, room_for
 from pvdconvert.distill import methods
 from pvdconvert.distill import resume as resuming
 from pvdconvert.distill.distiller import Distiller, Stopped
@@ -39,6 +39,7 @@ from pvdconvert.writing import byte_count, check_target, write_checked
 
 if TYPE_CHECKING:
     from pvdconvert.distill.parallel import Ranks
+    from pvdconvert.reality import Reality
 
 
 class Conversion:
@@ -66,6 +67,7 @@ class Conversion:
         """Fidelity to the teacher at hand where somebody else judges."""
         self.resumable = True
         self.ranks: Ranks | None = None
+        self.reality: Reality | None = None
 
     def check(self, *, force: bool, resume: bool) -> None:
         """Refuse what cannot work, before any work."""
@@ -141,6 +143,9 @@ class Conversion:
         r.stages.append(StageReport("transcode", note="same architecture: re-laid out, nothing trained"))
         r.target = {"architecture": self.settings.to, "format": self.layout, "config": config, "bytes": size}
         r.target |= {} if out is None else {"path": str(out)}
+        if self.reality is not None and not r.dry_run:
+            field = prepare(loaded.field, loaded.scene, device=self.device, progress=self.progress)
+            r.images = self.reality.columns(field, None, self.progress)
         return self._finish()
 
     # -- distillation ------------------------------------------------------------------------------------------------
@@ -160,7 +165,8 @@ class Conversion:
         cost = 6 * (time.perf_counter() - clock)
         self.full = s.min_psnr is not None or self.replay is not None or cost < 0.5 * seconds
         reserve = min(cost if self.full else cost / 16, 0.5 * seconds) if validate else 0.0
-        asking = Asking(prepared, s.seed, self.progress, self.ranks)
+        last = 0.0 if self.reality is None else self.reality.share * seconds
+        asking = Asking(prepared, s.seed, self.progress, self.ranks, self._room())
         fixed = None if self.replay is None else (self.replay.scout, self.replay.labels)
         fixed = fixed if state is None else (state.scout, state.labels)
         store, labels = asking.first((0.05 if dry_run else self.method.labels) * seconds, fixed)
@@ -222,10 +228,12 @@ class Conversion:
             seconds = max(0.0, seconds - state.elapsed)
         del focused
         try:
-            self._stages(distiller, max(1.0, seconds - self.elapsed() - reserve), asking)
+            self._stages(distiller, max(1.0, seconds - self.elapsed() - reserve - last), asking)
         except Stopped:
             self._interrupt(distiller, config, loaded, asking.batches)
         report.stages += distiller.reports
+        if self.reality is not None and self.reality.polish:
+            self._polish(self.reality, student, cells, prepared, last)
         self.student = student.eval()
         if not self.leads:
             return self._finish()
@@ -239,10 +247,43 @@ class Conversion:
                     f"fidelity {fidelity.psnr:.2f} dB is below the {s.min_psnr:g} dB asked for; nothing was written",
                     hint="a longer --budget or a larger --preset",
                 )
+        if self.reality is not None:
+            report.images = self.reality.columns(self.judge, self._looked_at(student, cells), self.progress)
         self._write(student, loaded.scene, loaded)
         if self.out is not None:
             resuming.remove(self.out)
         return self._finish()
+
+    def _polish(
+        self, reality: Reality, student: RadianceField, cells: Occupancy, prepared: Prepared, seconds: float
+    ) -> None:
+        """The last stage, only where it is asked for: real pixels."""
+        fixed = None
+        if self.replay is not None:
+            fixed = next(((run, planned) for name, run, planned in self.replay.stages if name == reality.stage), (0, 0))
+        try:
+            done = reality.polished(
+                self.architecture,
+                student,
+                cells,
+                prepared,
+                seconds=max(1.0, seconds),
+                fixed=fixed,
+                seed=self.settings.seed,
+                progress=self.progress,
+                stop=self.stop,
+            )
+        except Stopped:
+            raise Interrupted("stopped while polishing", hint="polishing cannot be resumed: start again") from None
+        self.report.stages.append(done)
+        self.report.replay += f";{done.name}={done.steps}/{done.planned}"
+
+    def _looked_at(self, student: RadianceField, cells: Occupancy) -> Prepared:
+        """The student, ready to be looked at as its teacher is."""
+        assert self.judge is not None
+        if student.support() is None:
+            cells = prepare(student, self.judge.scene, device=self.device, seed=self.settings.seed).occupancy
+        return dataclasses.replace(self.judge, field=student, occupancy=cells, box=cells.box)
 
     def _project(self, student: RadianceField, store: Store, seconds: float, views: Callable[[], float]) -> None:
         self.progress.stage("projection", None)
@@ -255,6 +296,12 @@ class Conversion:
         after = views()
         self.progress.note(f"preview after projection: {after:.2f} dB ({line})")
         self.report.stages.append(StageReport("projection", 1, 1, spent, before, after, line))
+
+    def _room(self) -> Room:
+        folder = None if self.out is None else self.out.absolute().parent
+        found = room_for(self.settings.max_memory, torch.device(self.device), folder, environment.local()[1])
+        self.report.notes += [] if found == Room() else [f"memory: {found}"]
+        return found
 
     def _trainer(self, lesson: methods.Lesson) -> methods.Trainer:
         if self.ranks is None:
@@ -310,8 +357,7 @@ class Conversion:
         if not self.full and note not in self.report.notes:
             self.report.notes.append(note)
         views = reference(prepared, progress=self.progress, **({} if self.full else FEWER))
-        if student.support() is None:  # without a mask: what it draws in empty space counts
-            cells = prepare(student, prepared.scene, device=self.device, seed=self.settings.seed).occupancy
+        cells = self._looked_at(student, cells).occupancy  # without a mask, what it draws in empty space counts
         keep, self.keep = self.keep, None  # a chain measures twice; the first is against the teacher
         return views.compare(student, cells, progress=self.progress, keep=keep)
 
@@ -323,9 +369,10 @@ class Conversion:
         provenance = {
             "tool": f"pvdconvert {__version__}",
             "teacher": {k: self.report.source[k] for k in ("format", "architecture", "sha256")},
-            "settings": {k: v for k, v in self.settings.to_json().items() if k != "device"},
+            "settings": {k: v for k, v in self.settings.to_json().items() if k not in ("device", "max_memory")},
             "replay": self.report.replay,
             "fidelity": self.report.fidelity,
+            **({} if self.reality is None or not self.reality.polish else {"polished": self.reality.origin}),
             "earlier": dict(loaded.parts.provenance),
         }
         arrays = {k: ArrayTensor(v.detach().cpu().contiguous().numpy()) for k, v in tensors.items()}
@@ -342,5 +389,5 @@ class Conversion:
     def _finish(self) -> Report:
         self.report.seconds = self.elapsed()
         self.report.cpu_seconds = time.process_time() - self.cpu
-        self.report.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.report.peak_bytes = memory.peak()
         return self.report

@@ -12,6 +12,7 @@ import torch
 
 from pvdconvert import registry as registries
 from pvdconvert.conversion import Conversion
+from pvdconvert.data import Dataset
 from pvdconvert.data.opening import open_cameras
 from pvdconvert.errors import DeviceError, UsageError
 from pvdconvert.loading import Loaded, Teacher, as_loaded, open_field
@@ -19,6 +20,7 @@ from pvdconvert.metrics import Keep
 from pvdconvert.plugin import ReadOptions
 from pvdconvert.prepare import Prepared, prepare
 from pvdconvert.progress import Progress, Silent
+from pvdconvert.reality import Reality
 from pvdconvert.relay import halves, relay
 from pvdconvert.report import Report
 from pvdconvert.scene import Box, Scene
@@ -54,7 +56,10 @@ def convert(
     numbers: str = "same",
     method: str = "store",
     via: str | None = None,
+    images: Reality | Dataset | str | Path | None = None,
+    polish: bool = False,
     parallel: bool = False,
+    max_memory: int | None = None,
     keep: Keep | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -74,8 +79,13 @@ def convert(
     via       an architecture: distil into it first, and from that proxy into ``to`` (both errors are reported)
     method    how the student is taught: "store", or "pvd" and "pvd-al" as published (docs/pvd.md); their options follow
               a colon: "pvd:loss=L2,rays=1024"
+    images    real pictures of the scene: the report says what teacher and student are worth on a few of their split
+              "test" (a path, a dataset, or a pvdconvert.reality.Reality, which says on how many)
+    polish    go on training the student on the split "train" of ``images``; nothing else is ever trained on
     parallel  share the work with the other processes that torchrun has started; each must make the same call, and the
               first alone reports, validates and writes
+    max_memory  bytes of memory for the whole process, None = what is free: fewer of the teacher's answers are kept at
+              once, or they are mapped from files beside ``out``
     keep      told the held-out pictures of teacher and student (pvdconvert.report.album), if there is a validation
     stop      asked after every step; true interrupts the run in a resumable state
 
@@ -83,9 +93,13 @@ def convert(
     """
     sets = parse_sets(sets or {})
     settings = Settings(to, preset, budget, max_mb, sets, seed, device, as_, min_psnr, steps, exact, numbers, via)
-    settings = dataclasses.replace(settings, method=method)
+    settings = dataclasses.replace(settings, method=method, max_memory=max_memory)
     if via is not None and (resume or dry_run):
         raise UsageError("--via cannot be resumed or tried dry", hint="convert in two steps: FILE --to PROXY, then on")
+    if polish and images is None:
+        raise UsageError("--polish needs real pictures", hint="add --images DATASET")
+    if polish and resume:
+        raise UsageError("--polish and --resume contradict each other: polishing cannot be resumed")
     if parallel:
         from pvdconvert.distill.parallel import fit, group
 
@@ -104,11 +118,15 @@ def convert(
         if cameras is not None:
             own = open_cameras(cameras)
             loaded = dataclasses.replace(loaded, scene=dataclasses.replace(loaded.scene, cameras=own))
+        if images is not None:
+            run.reality = Reality.of(images, loaded, run.registry, polish=polish)
         if proxy is not None:
             report = relay(loaded, proxy, run, validate=validate)
             report.settings = settings.to_json()
             return report
         with group(run.device) if parallel else contextlib.nullcontext() as run.ranks:
+            if run.ranks is not None and run.reality is not None and run.reality.polish:
+                raise UsageError("--polish runs in one process", hint="leave torchrun away")
             return run.convert(loaded, dry_run=dry_run, resume=resume, validate=validate)
     except torch.OutOfMemoryError as error:
         raise DeviceError(f"out of memory on {run.device}", hint="--device cpu, or a smaller --preset") from error

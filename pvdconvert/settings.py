@@ -43,6 +43,7 @@ class Settings:
     numbers: str = "same"
     via: str | None = None
     method: str = methods.DEFAULT
+    max_memory: int | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pvdconvert import ranks
+from pvdconvert import memory, ranks
 from pvdconvert.cli import checks, complete, options, settings
 from pvdconvert.cli.convert import PRESETS
 from pvdconvert.cli.interrupt import Interrupt
 from pvdconvert.cli.output import decibel, duration, emit, say, style, table, warn
 from pvdconvert.cli.reporting import write_json
+from pvdconvert.distill import methods
 from pvdconvert.errors import InputError, OutputError, PvdError, UsageError
 
 if TYPE_CHECKING:
@@ -161,6 +162,9 @@ def _how(computing: options.Computing, jobs: int, cluster: str | None) -> tuple[
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = max(1, cores // jobs)
     out = ["--device", computing.device, "--backend", computing.backend]
+    there = memory.free()
+    if cluster in (None, "local") and jobs > 1 and there is not None:  # of what is free, each takes its part
+        out += ["--max-memory", str(max(memory.LEAST, int(0.9 * there / jobs)))]
     return (*out, "--threads", str(threads)) if threads is not None else tuple(out)
 
 
@@ -202,19 +206,27 @@ def _row(registry: Registry, record: Record, given: Defaults, folder: Path, how:
     for column, low in (("seed", 0), ("max_mb", 0), ("min_psnr", 0), ("near", 0), ("far", 0)):
         if one(column) is not None:
             checked(column, _number, one(column), low, column == "seed")
+    if one("max_memory") is not None:
+        checked("max_memory", memory.parse, one("max_memory"))
+    if one("method") is not None:
+        checked("method", methods.parse, one("method"))
+    if one("via") is not None:
+        checked("via", checks.target, registry, one("via"), None)
     checked("set", settings.parse, values.get("set", ()), registry.options(name), name)
     base = record.manifest.parent
     file = base / str(one("file"))
     out = checked("out", _output, registry, folder, file, name, spec, one("out"))
     request = ["--to", name, "--out", str(out)]
     for column, cells in values.items():
-        if column in ("file", "to", "out", "device"):
+        if column in ("file", "to", "out", "device", "max_memory"):
             continue
         for cell in cells:
             text = str((base / cell).resolve()) if column in PATHS else cell
             text = str((folder / cell).resolve()) if column == "report" else text
             request += [COLUMNS[column]] if column in FLAGS else [f"{COLUMNS[column]}={text}"]
     own = ("--device", str(one("device")), *how[2:]) if one("device") is not None else how
+    if one("max_memory") is not None:  # the last one of a kind counts
+        own = (*own, "--max-memory", str(one("max_memory")))
     return Row(record.number, file.resolve(), name, out, tuple(request), own)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pvdconvert import ranks
+from pvdconvert import memory, ranks
 from pvdconvert.cli import checks, complete, options, reporting
 from pvdconvert.cli.interrupt import Interrupt
 from pvdconvert.cli.output import emit, say
@@ -68,6 +68,10 @@ def command(
         str | None, typer.Option("--budget", metavar="TIME", help="Time for distillation: 90s, 5m, 1h.")
     ] = None,
     max_mb: Annotated[float | None, typer.Option("--max-mb", metavar="MB", help="The output's largest size.")] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option("--max-memory", metavar="SIZE", help="Memory to stay within, such as 4G. Default: what is free."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -77,6 +81,17 @@ def command(
         ),
     ] = None,
     cameras: options.Cameras = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            metavar="DATASET",
+            help="Real pictures of the scene: say what teacher and student are worth on a few of its test split.",
+        ),
+    ] = None,
+    polish: Annotated[
+        bool, typer.Option("--polish", help="Go on training the student on the train split of --images.")
+    ] = False,
     reading: options.Reading,
     via: Annotated[
         str | None,
@@ -135,6 +150,7 @@ def command(
     if resume and not parse(method)[0].resumes:
         raise UsageError(f"--method {method} and --resume contradict each other: it cannot go on from a halt")
     seconds = None if budget is None else options.seconds(budget)
+    bound = None if max_memory is None else memory.parse(max_memory)
     if max_mb is not None and not 0 < max_mb < math.inf:
         raise UsageError(f"--max-mb {max_mb:g}: must be more than nothing")
     if min_psnr is not None and not 0 < min_psnr < math.inf:
@@ -148,6 +164,10 @@ def command(
         raise UsageError("--replay and --budget contradict each other: the steps decide, not the clock")
     if via is not None and (dry_run or resume):
         raise UsageError("--via cannot be resumed or tried dry", hint="convert in two steps: FILE --to PROXY, then on")
+    if polish and images is None:
+        raise UsageError("--polish needs real pictures", hint="add --images DATASET")
+    if polish and (resume or exact):
+        raise UsageError(f"--polish and --{'resume' if resume else 'exact'} contradict each other")
     if dry_run and resume:
         raise UsageError("--dry-run and --resume contradict each other")
     read = reading.options()
@@ -174,9 +194,12 @@ def command(
     found, parts = checks.readable(registry, file, reading.from_, read)
     if exact and (why := obstacle(parts, name, sets, max_mb, registry)):
         raise refused(file, why)
+    pictures = None if images is None else checks.pictures(images, parts.scene, *(["train"] if polish else []))
     try:
         bar.note(f"{file}: {found.format}, {parts.architecture} -> {name}, {path}")
         compute.apply()
+        for text in compute.notes():
+            bar.note(text)
         from pvdconvert.pipeline import convert
         from pvdconvert.report.album import Album
 
@@ -192,6 +215,7 @@ def command(
                 preset=preset,
                 budget=seconds,
                 max_mb=max_mb,
+                max_memory=bound,
                 sets=sets,
                 device=compute.device,
                 seed=seed,
@@ -206,6 +230,8 @@ def command(
                 dry_run=dry_run,
                 force=force,
                 resume=resume,
+                images=pictures,
+                polish=polish,
                 parallel=True,
                 keep=album.keep if illustrated else None,
                 progress=bar,

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from pvdconvert.cameras import Camera
+from pvdconvert.distill.scratch import IN_MEMORY, Scratch
 from pvdconvert.distill.store import Store
 from pvdconvert.distill.views import draw_rays
 from pvdconvert.errors import RequestError
 from pvdconvert.field import RadianceField
 from pvdconvert.progress import Progress
-from pvdconvert.render.occupancy import Occupancy
+from pvdconvert.render.occupancy import CHUNK, Occupancy
 from pvdconvert.render.occupy import dilate, split, tight
-from pvdconvert.render.trace import Trace, trace
+from pvdconvert.render.trace import CANDIDATES, Trace, trace
 from pvdconvert.scene import Box, Scene
 
 if TYPE_CHECKING:
@@ -63,11 +64,14 @@ def label(
     progress: Progress,
     device: torch.device,
     ranks: Ranks | None = None,
+    scratch: Scratch = IN_MEMORY,
+    candidates: int = CANDIDATES,
 ) -> tuple[Store, int]:
     """Trace pseudo-view rays through ``teacher`` until ``seconds`` or ``max_samples`` are spent, or for ``batches``.
 
     ``first`` is the number of the first batch: a second call goes on where another ended.
-    ``ranks`` divides the batches among processes; each gets the whole store.
+    ``ranks`` divides the batches among processes; each gets the whole store. ``scratch`` is where it lies;
+    ``candidates`` bounds the lattice points that are held at once while tracing.
     Returns the store and the number of batches asked: the same number and seed give the same store, bit for bit.
     """
     start = time.perf_counter()
@@ -92,16 +96,16 @@ def label(
                 backdrop=scene.backdrop,
                 jitter=jitter,
                 ray_space=scene.ray_space,
+                candidates=candidates,
             )
             counts = got.offsets[1:] - got.offsets[:-1]
             hit = counts > 0
-            parts.append(
-                (
-                    *_from_sides(teacher, got, generator, AHEAD if scene.ray_space.kind == "ndc" else AROUND),
-                    *(got.x, got.t, got.dt, got.sigma, got.weight, got.rgb, got.colored),
-                    *(got.d[hit], counts[hit], got.ray_rgb[hit], got.ray_opacity[hit], got.ray_depth[hit]),
-                )
+            answers = (
+                *_from_sides(teacher, got, generator, AHEAD if scene.ray_space.kind == "ndc" else AROUND),
+                *(got.x, got.t, got.dt, got.sigma, got.weight, got.rgb, got.colored),
+                *(got.d[hit], counts[hit], got.ray_rgb[hit], got.ray_opacity[hit], got.ray_depth[hit]),
             )
+            parts.append(tuple(scratch.hold(v) for v in answers))
             samples += len(got.x)
         done = done + size if batches is None else min(batches, done + size)
         spent, each = time.perf_counter() - start, done / size
@@ -119,8 +123,10 @@ def label(
     for part in parts:
         part[0].add_(before)
         before += len(part[3])
+    columns = [list(column) for column in zip(*parts)]
+    parts.clear()  # each column's parts go when they are joined: memory for one store and a column, not for two
     many, many_d, many_rgb, x, t, dt, sigma, weight, rgb, colored, d, counts, ray_rgb, ray_opacity, ray_depth = (
-        torch.cat(column) for column in zip(*parts)
+        scratch.cat(columns.pop(0)) for _ in range(len(columns))
     )
     if not bool(torch.isfinite(sigma).all() & torch.isfinite(rgb).all()):
         raise RequestError("the teacher answers values that are not numbers", hint="its weights are damaged")
@@ -174,15 +180,17 @@ def _from_sides(
     return chosen, d, torch.cat(colors) if colors else d
 
 
-def merge(a: Store, b: Store) -> Store:
-    """All rays and samples of both; what belongs to the scene is ``a``'s."""
-    joined: dict[str, Any] = {
-        f.name: torch.cat([getattr(a, f.name), getattr(b, f.name)])
-        for f in dataclasses.fields(Store)
-        if isinstance(getattr(a, f.name), Tensor)
-    }
-    joined["offsets"] = torch.cat([a.offsets, b.offsets[1:] + a.offsets[-1]])
-    joined["many"] = torch.cat([a.many, b.many + len(a)])
+def merge(a: Store, b: Store, scratch: Scratch = IN_MEMORY) -> Store:
+    """All rays and samples of both; what belongs to the scene is ``a``'s. Empties both: memory holds each once."""
+    b.offsets = b.offsets[1:] + a.offsets[-1]
+    b.many += len(a)
+    joined: dict[str, Any] = {}
+    for field in dataclasses.fields(Store):
+        value, other = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(value, Tensor):
+            joined[field.name] = scratch.cat([value, other])
+            setattr(a, field.name, value[:0].clone())
+            setattr(b, field.name, value[:0].clone())
     return dataclasses.replace(a, **joined)
 
 
@@ -192,32 +200,37 @@ def visible_cells(store: Store, *, factor: int = 2, grow: int = 1) -> Occupancy:
     What no camera sees (the inside of solids) is dropped: a student spends nothing on it.
     """
     fine = split(store.occupancy, factor)
-    seen = store.weight > VISIBLE
-    i = fine.index(store.x[seen])
-    shape = torch.tensor(fine.grid.shape, device=i.device)
-    i = i[((i >= 0) & (i < shape)).all(-1)]
     grid = torch.zeros_like(fine.grid)
-    grid[i[:, 0], i[:, 1], i[:, 2]] = 1
+    shape = torch.tensor(fine.grid.shape, device=grid.device)
+    for x, weight in zip(torch.split(store.x, CHUNK), torch.split(store.weight, CHUNK)):
+        i = fine.index(x[weight > VISIBLE])
+        i = i[((i >= 0) & (i < shape)).all(-1)]
+        grid[i[:, 0], i[:, 1], i[:, 2]] = 1
     return tight(Occupancy(fine.origin, fine.cell, dilate(grid, grow) & fine.grid))
 
 
 @torch.no_grad()
-def focus(store: Store, cells: Occupancy, seed: int, around: Box | None = None) -> Store:
+def focus(
+    store: Store, cells: Occupancy, seed: int, around: Box | None = None, scratch: Scratch | None = None
+) -> Store:
     """``store`` without the samples outside of ``cells``, where the student is exactly zero, and with free points.
 
-    around  for a student without a mask, which is zero nowhere by itself: as many free points again in this box grown
-            by half, with the teacher's density where it is occupied and 0 elsewhere
+    around   for a student without a mask, which is zero nowhere by itself: as many free points again in this box grown
+             by half, with the teacher's density where it is occupied and 0 elsewhere
+    scratch  where it lies; with it ``store`` is emptied on the way, so that memory holds each sample once
     """
     keep = cells.contains(store.x)
-    place = torch.cumsum(keep, 0) - 1
+    running = torch.cumsum(keep, 0)
+    kept = int(running[-1]) if len(running) else 0
     sided = keep[store.many]
-    counts = torch.zeros(store.rays, dtype=torch.int64, device=store.x.device)
-    counts.index_add_(0, store.ray_of()[keep], torch.ones_like(store.ray_of()[keep]))
+    counts = torch.diff(torch.where(store.offsets > 0, running[store.offsets - 1], 0))
     rays = counts > 0
     offsets = torch.zeros(int(rays.sum()) + 1, dtype=torch.int64, device=store.x.device)
     torch.cumsum(counts[rays], 0, out=offsets[1:])
+    many = running[store.many[sided]] - 1
+    del running
     generator = torch.Generator().manual_seed(seed)
-    count = int(FREE_SHARE * int(keep.sum()))
+    count = int(FREE_SHARE * kept)
     index = cells.grid.nonzero()
     chosen = torch.randint(len(index), (count,), generator=generator).to(index.device)
     jitter = torch.rand(count, 3, generator=generator).to(index.device)
@@ -226,27 +239,35 @@ def focus(store: Store, cells: Occupancy, seed: int, around: Box | None = None) 
         low, size = (torch.tensor(v, device=free_x.device) for v in (around.min, around.size))
         anywhere = torch.rand(max(count, FEWEST), 3, generator=generator).to(free_x.device)
         free_x = torch.cat([free_x, low - size / 4 + 1.5 * size * anywhere])
+
+    def take(name: str, rows: Tensor) -> Tensor:
+        value: Tensor = getattr(store, name)
+        if scratch is None:
+            return value[rows]
+        setattr(store, name, value[:0].clone())
+        return scratch.select(value, rows)
+
     return Store(
         scene=store.scene,
         occupancy=cells,
         step=store.step,
-        x=store.x[keep],
-        t=store.t[keep],
-        dt=store.dt[keep],
-        sigma=store.sigma[keep],
-        weight=store.weight[keep],
-        rgb=store.rgb[keep],
-        colored=store.colored[keep],
-        d=store.d[rays],
-        offsets=offsets,
-        ray_rgb=store.ray_rgb[rays],
-        ray_opacity=store.ray_opacity[rays],
-        ray_depth=store.ray_depth[rays],
-        many=place[store.many[sided]],
-        many_d=store.many_d[sided],
-        many_rgb=store.many_rgb[sided],
         free_x=free_x,
         free_sigma=store.ask_density(free_x),
+        x=take("x", keep),
+        t=take("t", keep),
+        dt=take("dt", keep),
+        sigma=take("sigma", keep),
+        weight=take("weight", keep),
+        rgb=take("rgb", keep),
+        colored=take("colored", keep),
+        d=take("d", rays),
+        offsets=offsets,
+        ray_rgb=take("ray_rgb", rays),
+        ray_opacity=take("ray_opacity", rays),
+        ray_depth=take("ray_depth", rays),
+        many=many,
+        many_d=take("many_d", sided),
+        many_rgb=take("many_rgb", sided),
         whole_space=around is not None,
         teacher=store.teacher,
     )

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from pvdconvert.scene import Box
 
+CHUNK = 1 << 20
+"""Points looked up at a time: their indices take many times their own memory."""
+
 
 @dataclasses.dataclass
 class Occupancy:
@@ -45,6 +48,8 @@ class Occupancy:
 
     def contains(self, x: Tensor) -> Tensor:
         """[N] bool: whether ``x`` [N, 3] lies in an occupied cell."""
+        if len(x) > CHUNK:
+            return torch.cat([self.contains(part) for part in torch.split(x, CHUNK)])
         i = self.index(x)
         shape = torch.tensor(self.grid.shape, device=x.device)
         inside = ((i >= 0) & (i < shape)).all(-1)

@@ -20,7 +20,9 @@ from pvdconvert.kernels.wavefront import Wave, Weighed, take, weigh
 from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.scene import Box, RaySpace
 
-_CANDIDATES = 1 << 24  # bound on marched samples held at once
+CANDIDATES = 1 << 24
+"""Bound on marched samples held at once: about 30 bytes each."""
+
 _SLOW = 1e5  # FLOP a point from which an evaluation that turns out needless costs more than a round of bookkeeping
 
 
@@ -93,6 +95,7 @@ def trace(
     jitter: Tensor | None = None,
     ray_space: RaySpace = RaySpace(),  # noqa: B008 (frozen)
     chunk_points: int = 1 << 16,
+    candidates: int = CANDIDATES,
 ) -> Trace:
     """Render rays ``o``, ``d`` [R, 3] (unit, world) and keep every sample that mattered.
 
@@ -104,8 +107,21 @@ def trace(
                      the weight since the last: for every sample above the threshold, now and then in a thin fog
     jitter [R]       phase of the lattice of each ray in [0, 1); None = 0.5, midpoints
     chunk_points     most points handed to the field in one call
+    candidates       bound on marched samples held at once
     """
-    tracer = _Tracer(field, occupancy, step, near, far, backdrop, stop, color_threshold, chunk_points, keep=True)
+    tracer = _Tracer(
+        field,
+        occupancy,
+        step,
+        near,
+        far,
+        backdrop,
+        stop,
+        color_threshold,
+        chunk_points,
+        keep=True,
+        candidates=candidates,
+    )
     parts = list(tracer.run(o, d, jitter, ray_space))
     offsets = torch.zeros(o.shape[0] + 1, dtype=torch.int64, device=o.device)
     torch.cumsum(torch.cat([p.counts for p in parts]), 0, out=offsets[1:])
@@ -182,6 +198,7 @@ class _Tracer:
     threshold: float
     chunk_points: int
     keep: bool
+    candidates: int = CANDIDATES
 
     @torch.no_grad()
     def run(self, o: Tensor, d: Tensor, jitter: Tensor | None, ray_space: RaySpace) -> Iterator[_Part]:
@@ -200,7 +217,7 @@ class _Tracer:
         t1 = torch.maximum(t0, t1)
         phase = torch.full_like(t0, 0.5) if jitter is None else jitter.to(t0)
         bound = ((t1 - t0) / self.step).double().cumsum(0)
-        group = torch.div(bound, _CANDIDATES, rounding_mode="floor").long()
+        group = torch.div(bound, self.candidates, rounding_mode="floor").long()
         for size in torch.unique_consecutive(group, return_counts=True)[1].tolist() or [0]:
             yield self._part(o[:size], d[:size], view[:size], t0[:size], t1[:size], phase[:size])
             o, d, view, t0, t1, phase = o[size:], d[size:], view[size:], t0[size:], t1[size:], phase[size:]
