@@ -1,16 +1,20 @@
-"""The viewer without a browser: cameras by known answers, layouts, pictures of rising resolution, who may connect."""
+"""The viewer: cameras by known answers, layouts, pictures of rising resolution, who may connect, two fields at once."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image as Pillow
 
 from pvdconvert import viewer
 from pvdconvert.cameras import Camera, load_transforms, look_at
@@ -25,6 +29,11 @@ from pvdconvert.scene import Box, RaySpace, Scene
 from pvdconvert.viewer import address, poses
 from pvdconvert.viewer.frames import Pace, Refinement, frames, sizes
 from pvdconvert.viewer.layout import Layout, depth_span, paint
+from pvdconvert.viewer.server import Shown, Viewer
+from tests.browser import visit
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 H = math.sqrt(0.5)
 IDENTITY = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0))
@@ -296,7 +305,7 @@ def test_a_moving_camera_cancels_all_but_the_first_picture(balls: tuple[Prepared
 
 
 def test_two_fields_share_a_picture(balls: tuple[Prepared, Prepared]) -> None:
-    def last(layout: Layout) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    def last(layout: Layout) -> NDArray[np.uint8]:
         *_, frame = frames(balls, front(64, 48), layout, Pace([1e-6, 1e-6]))
         return frame.picture(balls)
 
@@ -379,3 +388,90 @@ def test_held_out_views_are_reached_as_poses() -> None:
         pose = poses.pose_of(camera, scene, box)
         again = look_at(pose.position, pose.target, up=list(pose.up))
         assert np.allclose(again, np.asarray(camera.c2w), atol=1e-9)
+
+
+def test_what_is_exposed_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from pvdconvert.cli.view import _announce
+
+    _announce(address.Address("0.0.0.0", 81), [Path("runs/a.pt"), Path("b.pt")], json=False, quiet=True)
+    out, err = capsys.readouterr()
+    assert out == "http://127.0.0.1:81\n"
+    assert len(err.splitlines()) == 1
+    assert "whoever reaches 0.0.0.0 port 81 can look at a.pt and b.pt" in err
+    _announce(address.Address("127.0.0.1", 81), [Path("a.pt")], json=True, quiet=True)
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert json.loads(out) == {
+        "schema": "pvdconvert/view/1",
+        "url": "http://127.0.0.1:81",
+        "host": "127.0.0.1",
+        "port": 81,
+        "files": ["a.pt"],
+        "loopback": True,
+    }
+
+
+# ---------------------------------------------------------------------------------------------- two fields, served
+
+
+@pytest.fixture
+def serving(balls: tuple[Prepared, Prepared]) -> Iterator[Viewer]:
+    running = Viewer([Shown("red", balls[0]), Shown("blue", balls[1])], address.resolve("localhost", 0))
+    yield running
+    running.stop()
+
+
+def test_no_client_opens_a_tunnel_to_the_outside(serving: Viewer) -> None:
+    assert serving._server.request_share_url() is None
+    assert serving._server._share_tunnel is None
+
+
+def test_a_port_taken_in_the_meantime_is_refused(balls: tuple[Prepared, Prepared], taken: int) -> None:
+    with pytest.raises(RequestError, match="in use"):  # viser itself would go on to the next port
+        Viewer([Shown("red", balls[0])], address.Address("127.0.0.1", taken))
+
+
+def test_two_fields_in_a_browser(serving: Viewer, browser: Browser) -> None:
+    red, blue, magenta = [255, 0, 0], [0, 0, 255], [255, 0, 255]
+    with visit(browser, f"{serving.url}/?fixedDpr=1", width=800, height=300) as seen:
+        page = seen.page
+        page.add_style_tag(content=".mantine-Notifications-root {display: none}")
+        page.get_by_text("samples").wait_for()
+
+        def choose(name: str, value: str) -> None:
+            page.get_by_role("combobox", name=name).click()
+            page.get_by_role("option", name=value, exact=True).click()
+
+        def shows(*wanted: tuple[float, list[int]]) -> None:
+            """Pixels half way down, at shares of the canvas' width, within a minute."""
+            for _ in range(120):
+                box = page.locator("canvas").first.bounding_box()
+                assert box is not None
+                picture = np.asarray(Pillow.open(io.BytesIO(page.screenshot(clip=box))).convert("RGB"))
+                found = [picture[picture.shape[0] // 2, round(x * picture.shape[1])].tolist() for x, _ in wanted]
+                if found == [color for _, color in wanted]:
+                    return
+                page.wait_for_timeout(500)
+            raise AssertionError(f"found {found}, wanted {wanted}")
+
+        shows((0.45, red), (0.55, blue))  # the seam
+        choose("show", "A and B")
+        shows((0.25, red), (0.75, blue), (0.51, [255] * 3))
+        choose("show", "8 x difference")
+        shows((0.5, magenta), (0.01, [0] * 3))
+        choose("show", "B")
+        shows((0.5, blue), (0.01, [255] * 3))
+        # A held-out view is closer to the ball's size than the first view; all of them look at its middle.
+        choose("held-out view", "3")
+        shows((0.5, blue), (0.01, [255] * 3))
+        camera = next(iter(serving._server.get_clients().values())).camera
+        third = held_out_cameras(serving.scene, serving.box)[2]
+        for _ in range(120):
+            if np.allclose(camera.position, third.position, atol=1e-3):
+                break
+            page.wait_for_timeout(250)
+        assert np.allclose(camera.position, third.position, atol=1e-3)
+        assert np.allclose(np.abs(poses.wxyz_of(third) @ camera.wxyz), 1.0, atol=1e-4)
+        page.get_by_role("button", name="reset view").click()
+        page.wait_for_timeout(1000)
+        assert np.allclose(camera.position, serving.home.position, atol=1e-3)

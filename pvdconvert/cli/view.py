@@ -94,7 +94,7 @@ def command(
         bar.stage("viewer", None)
         from pvdconvert.viewer.server import Shown, Viewer
 
-        names = [f"{path.name} ({one.architecture})" for path, one in zip(files, loaded, strict=True)]
+        names = [f"{one.architecture}: {path.name}" for path, one in zip(files, loaded, strict=True)]
         serving = Viewer([Shown(name, field) for name, field in zip(names, fields, strict=True)], where)
     finally:
         bar.close()
@@ -103,7 +103,8 @@ def command(
             _announce(serving.address, files, json=json, quiet=quiet)
             if open_:
                 webbrowser.open(serving.url)
-            ended.wait()
+            while not ended.wait(1.0):  # in portions: where a wait cannot be interrupted, Ctrl-C comes between them
+                pass
     finally:
         serving.stop()
 

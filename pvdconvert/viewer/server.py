@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -95,7 +96,7 @@ class Viewer:
             self._server.stop()
 
     def _furnish(self) -> None:
-        self._server.gui.configure_theme(show_logo=False, show_share_button=False, control_width="small")
+        self._server.gui.configure_theme(show_logo=False, show_share_button=False, control_width="medium")
         self._server.gui.main_panel.dock_right()  # beside the picture, not over it
         self._server.scene.set_up_direction(_triple(up_axis(self.scene)))
         camera = self._server.initial_camera
@@ -110,7 +111,9 @@ class Viewer:
 
     def _leave(self, handle: viser.ClientHandle) -> None:
         with self._wake:
-            self._clients.pop(handle.client_id, None)
+            client = self._clients.pop(handle.client_id, None)
+        if client is not None:
+            client.gone = True
 
     def notify(self) -> None:
         """Somebody wants something else to be drawn."""
@@ -133,7 +136,7 @@ class Viewer:
             try:
                 if client.stale:
                     client.begin(self._fields, self._pace)
-                client.advance(self._urgent)
+                client.advance(lambda client=client: client.gone or self._urgent())  # type: ignore[misc]
             except Exception as error:  # one view that cannot be drawn must not end the others
                 client.give_up(str(error) if isinstance(error, PvdError) else f"{type(error).__name__}: {error}")
 
@@ -144,7 +147,7 @@ class _Client:
     def __init__(self, viewer: Viewer, handle: viser.ClientHandle) -> None:
         self._viewer, self._handle = viewer, handle
         self.turn = 0
-        self.stale = False
+        self.stale = self.gone = False
         self._work: Refinement | None = None
         self._frame: Frame | None = None
         self._channel: Channel = "color"
@@ -211,14 +214,15 @@ class _Client:
         """Draw the next picture and send it, unless something more urgent comes up."""
         assert self._work is not None
         frame = self._work.step(urgent)
-        if frame is not None:
+        if frame is not None and not self.gone:
             self._frame = frame
             self._send(frame)
 
     def give_up(self, text: str) -> None:
         """Say why nothing is drawn; the next movement tries again."""
         self._work = None
-        self._status.content = f"cannot be drawn: {_plain(text)}"
+        if not self.gone:
+            self._status.content = f"cannot be drawn: {_plain(text)}"
 
     def _send(self, frame: Frame) -> None:
         picture = frame.picture(self._fields, self._channel)
@@ -278,6 +282,8 @@ class _Server(viser.ViserServer):
     def __init__(self, host: str, port: int, *, label: str) -> None:
         # Without a handler, Python prints what probes and closed tabs make the library log.
         logging.getLogger("websockets").addHandler(logging.NullHandler())
+        # A tab may be closed between the last look and the sending; viser says so by a warning.
+        warnings.filterwarnings("ignore", r"Queued a \w+ on a closed connection", UserWarning)
         super().__init__(host=host, port=port, label=label, verbose=False)
         inner = self._websock_server
 
