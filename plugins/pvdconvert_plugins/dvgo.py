@@ -144,7 +144,8 @@ class Dvgo(ArchitectureBase):
             {"params": [f.voxels.sh], "lr": 2e-2, "name": "features", "sparse_rows": True},
         ]
         if f.head is not None:
-            groups.append({"params": list(f.head.parameters()), "lr": 3e-3, "name": "colour network"})
+            head = {"params": list(f.head.parameters()), "name": "colour network"}
+            groups.append({**head, "lr": 1e-2, "rotated": True, "betas": (0.9, 0.95)})
         return groups
 
     @torch.no_grad()

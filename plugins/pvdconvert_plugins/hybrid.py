@@ -149,7 +149,8 @@ class Hybrid(ArchitectureBase):
         # Wider and deeper networks need less, as those of `nerf` do.
         wide, deep = (f.options.mlp_width, f.options.mlp_layers) if f.options.decoder == "mlp" else (1, 1)
         rate = 2e-2 * min(1.0, 64 / wide) / max(1, deep) ** 0.5
-        groups.append({"params": list(f.networks.parameters()), "lr": rate, "name": "networks", **adam})
+        turned = {"rotated": True, "betas": (0.9, 0.95)}
+        groups.append({"params": list(f.networks.parameters()), "lr": rate, "name": "networks", **turned})
         return groups
 
 

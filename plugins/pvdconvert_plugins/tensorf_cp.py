@@ -69,7 +69,7 @@ class TensorfCp(Tensorial):
         return [
             {"params": list(field.density_grid.parameters()), "lr": 2e-2, "name": "density lines"},
             {"params": list(field.color_grid.parameters()), "lr": 2e-2, "name": "colour lines"},
-            {"params": heads(field), "lr": 5e-3, "name": "colour network"},
+            {"params": heads(field), "lr": 2e-2, "name": "colour network", "rotated": True, "betas": (0.9, 0.95)},
         ]
 
     @torch.no_grad()

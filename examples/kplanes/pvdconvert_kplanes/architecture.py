@@ -96,7 +96,7 @@ class KPlanes(ArchitectureBase):
         assert isinstance(field, KPlanesField)
         return [
             {"params": list(field.planes), "lr": 2e-2, "name": "planes"},
-            {"params": list(field.networks.parameters()), "lr": 5e-3, "name": "decoder"},
+            {"params": list(field.networks.parameters()), "lr": 1e-2, "name": "decoder", "rotated": True},
         ]
 
 
