@@ -44,8 +44,10 @@ def command(
 
     Every format that was considered is listed with its score and the reason. What the file does not hold is listed
     with the value that is assumed, and the option that supplies another. A file that no format reads is shown as far
-    as it can be, and the exit code is that of the refusal. -v adds the configuration and every tensor.
+    as it can be, and the exit code is that of the refusal. -v adds the configuration and every tensor. Of posed
+    pictures it says the layout, the splits, the sizes and where the scene is.
     """
+    from pvdconvert.cli import inspect_dataset
     from pvdconvert.identify import examine
     from pvdconvert.loading import Asked, take_apart
     from pvdconvert.registry import default
@@ -55,6 +57,8 @@ def command(
     if reading.from_ is not None:
         checks.format_name(registry, reading.from_, "--from")
     seen = examine(checks.source(file), reading.from_, registry)
+    if seen.found is None and reading.from_ is None and inspect_dataset.shown(file, read, json=json):
+        return
     asked, parts, error = Asked.of(read), None, seen.error
     if seen.found is not None:
         try:
