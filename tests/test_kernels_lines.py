@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -12,17 +12,16 @@ from torch import Tensor
 from pvdconvert.kernels import lines as kernel
 from pvdconvert.kernels.backend import has_numba, set_backend
 from pvdconvert.kernels.lines import AXES
+from tests.twins import TWINS, choose
 
 CASES = [((7, 5, 9), 17), ((2, 6, 3), 1), ((33, 20, 16), 16)]
 
 
-@pytest.fixture(params=["torch", "numba"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "numba" and not has_numba():
-        pytest.skip("numba is not installed")
-    set_backend(request.param)
-    yield request.param
-    set_backend("auto")
+@pytest.fixture(params=TWINS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name: str = request.param
+    choose(name, monkeypatch, kernel, "cp_sum", "cp_features")
+    return name
 
 
 def factors(n: Sequence[int], rank: int, seed: int = 0) -> list[Tensor]:
@@ -30,7 +29,7 @@ def factors(n: Sequence[int], rank: int, seed: int = 0) -> list[Tensor]:
     return [torch.randn(n[c], rank, generator=g, requires_grad=True) for c in AXES]
 
 
-def points(n: Sequence[int], count: int = 300) -> Tensor:
+def points(n: Sequence[int], count: int = 60) -> Tensor:
     """Random positions, every corner, and exact vertices."""
     g = torch.Generator().manual_seed(5)
     corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pvdconvert.kernels.backend import Backend, has_numba, set_backend
-from pvdconvert.kernels.march import march, ray_box
+from pvdconvert.kernels import backend
+from pvdconvert.kernels.march import march, march_torch, ray_box
 from pvdconvert.scene import Box
-
-TWINS: list[Backend] = ["torch", "numba"] if has_numba() else ["torch"]
+from tests.twins import TWINS, choose
 
 
 @dataclasses.dataclass
@@ -27,10 +25,10 @@ class Grid:
 
 
 @pytest.fixture(params=TWINS, autouse=True)
-def twin(request: pytest.FixtureRequest) -> Iterator[str]:
-    set_backend(request.param)
-    yield request.param
-    set_backend("auto")
+def twin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name: str = request.param
+    choose(name, monkeypatch, request.module, "march")
+    return name
 
 
 def line(cells: list[int], origin: float = 0.0) -> Grid:
@@ -164,6 +162,8 @@ def lattice(o: Tensor, d: Tensor, t0: Tensor, t1: Tensor, grid: Grid, step: floa
 @settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), step=st.sampled_from([0.003, 0.05, 0.4]))
 def test_against_float64_brute_force(seed: int, step: float) -> None:
+    if backend.get_backend() == "triton":
+        step = max(step, 0.2)  # its interpreter takes a millisecond or two for each look
     o, d, t0, t1, grid = scene(seed, 24)
     phase = torch.rand(24, generator=torch.Generator().manual_seed(seed))
     offsets, t = march(o, d, t0, t1, grid, step, phase)
@@ -178,7 +178,9 @@ def test_against_float64_brute_force(seed: int, step: float) -> None:
         assert found - expected[r] <= expected[24 + r]
 
 
-def test_same_bits_every_time_and_for_any_threads() -> None:
+def test_same_bits_every_time_and_for_any_threads(twin: str) -> None:
+    if twin == "triton":
+        pytest.skip("its interpreter has one thread")
     o, d, t0, t1, grid = scene(11, 300)
     first = march(o, d, t0, t1, grid, 0.01)
     assert first[1].numel() > 1000
@@ -194,17 +196,16 @@ def test_twins_give_the_same_samples_on_a_ball() -> None:
     x, y, z = torch.meshgrid(c, c, c, indexing="ij")
     grid = Grid(torch.full((3,), -1.0), 2 / n, ((x * x + y * y + z * z) < 0.6).to(torch.uint8))
     g = torch.Generator().manual_seed(0)
-    o = torch.randn(500, 3, generator=g)
+    o = torch.randn(100, 3, generator=g)
     o = 3 * o / o.norm(dim=-1, keepdim=True)
-    d = torch.rand(500, 3, generator=g) - 0.5 - o
+    d = torch.rand(100, 3, generator=g) - 0.5 - o
     d /= d.norm(dim=-1, keepdim=True)
     t0, t1 = ray_box(o, d, Box.cube(1.0))
     offsets, t = march(o, d, t0, t1, grid, 0.011)
-    set_backend("torch")
-    true_offsets, true_t = march(o, d, t0, t1, grid, 0.011)
+    true_offsets, true_t = march_torch(o, d, t0, t1, grid, 0.011, torch.full((100,), 0.5))
     assert abs(len(t) - len(true_t)) <= 2
     same = (offsets.diff() == true_offsets.diff()).nonzero().squeeze(1)
-    assert len(same) >= 498
+    assert len(same) >= 98
     for r in same.tolist():
         torch.testing.assert_close(
             t[offsets[r] : offsets[r + 1]], true_t[true_offsets[r] : true_offsets[r + 1]], atol=1e-6, rtol=0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -12,18 +12,16 @@ from torch import Tensor
 from pvdconvert.kernels import planes as kernel
 from pvdconvert.kernels.backend import has_numba, set_backend
 from pvdconvert.kernels.planes import AXES, PAIRS
+from tests.twins import TWINS, choose
 
-Op = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor]], Tensor]
 CASES = [((7, 5, 9), (3, 4, 17)), ((2, 6, 3), (2, 1, 3)), ((33, 20, 16), (16, 16, 16))]
 
 
-@pytest.fixture(params=["torch", "numba"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "numba" and not has_numba():
-        pytest.skip("numba is not installed")
-    set_backend(request.param)
-    yield request.param
-    set_backend("auto")
+@pytest.fixture(params=TWINS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name: str = request.param
+    choose(name, monkeypatch, kernel, "vm_sum", "vm_features")
+    return name
 
 
 def factors(n: Sequence[int], ranks: Sequence[int], seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
@@ -33,7 +31,7 @@ def factors(n: Sequence[int], ranks: Sequence[int], seed: int = 0) -> tuple[list
     return planes, lines
 
 
-def points(n: Sequence[int], count: int = 300) -> Tensor:
+def points(n: Sequence[int], count: int = 60) -> Tensor:
     """Random positions, every kind of edge, and exact vertices."""
     g = torch.Generator().manual_seed(5)
     x = torch.rand(count, 3, generator=g)
@@ -92,8 +90,9 @@ def test_one_vertex_on_an_axis_is_constant_along_it(backend: str) -> None:
     assert all(bool(torch.isfinite(g).all()) for g in torch.autograd.grad(first.sum(), planes + lines))
 
 
-@pytest.mark.parametrize("op", [kernel.vm_sum, kernel.vm_features])
-def test_empty_and_non_contiguous_inputs(backend: str, op: Op) -> None:
+@pytest.mark.parametrize("name", ["vm_sum", "vm_features"])
+def test_empty_and_non_contiguous_inputs(backend: str, name: str) -> None:
+    op = getattr(kernel, name)
     planes, lines = factors((5, 6, 7), (2, 3, 4))
     none = op(torch.empty(0, 3), planes, lines)
     assert none.shape[0] == 0

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numba import njit, prange
 
-FAST = {"contract", "reassoc", "nsz", "arcp"}
+from pvdconvert.kernels.cpu import FAST, use_threads
 
 
 @njit(cache=True, fastmath=FAST, parallel=True)
@@ -106,8 +105,7 @@ def update(
     ridge: float,
 ) -> None:
     """See ``_update_torch`` in :mod:`pvdconvert.solve.als`; every array contiguous, ``solved`` and ``fit`` in place."""
-    threads = max(1, min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS)))  # type: ignore[attr-defined]
-    numba.set_num_threads(threads)
+    threads = use_threads()
     arrays: list[Any] = [t.numpy() for t in (fixed, fixed_row, solved, solved_row, offsets, order)]
     points: list[Any] = [t.numpy() for t in (target, weight, limit, fit)]
     _update(*arrays, *points, ridge, 8 * threads)  # type: ignore[call-arg]

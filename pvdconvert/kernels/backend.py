@@ -9,6 +9,7 @@ import functools
 import importlib
 import importlib.util
 import os
+from pathlib import Path
 from typing import Literal, cast, get_args
 
 import torch
@@ -23,22 +24,29 @@ VARIABLE = "PVDCONVERT_BACKEND"
 _forced: Backend | None = None
 
 
+def _found(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # kept from being imported
+        return False
+
+
 @functools.cache
 def has_numba() -> bool:
     """Whether numba can be imported (it is not imported here: that costs about a second)."""
-    return importlib.util.find_spec("numba") is not None
+    return _found("numba")
 
 
 @functools.cache
 def has_triton() -> bool:
     """Whether Triton is installed: it comes with torch's CUDA builds."""
-    return importlib.util.find_spec("triton") is not None
+    return _found("triton")
 
 
 @functools.cache
 def has_tinycudann() -> bool:
     """Whether tinycudann can be imported: it is compiled for one torch and one kind of GPU, so only trying tells."""
-    if importlib.util.find_spec("tinycudann") is None or not torch.cuda.is_available():
+    if not _found("tinycudann") or not torch.cuda.is_available():
         return False
     try:
         importlib.import_module("tinycudann")
@@ -107,15 +115,35 @@ def use_numba(*tensors: Tensor) -> bool:
     return all(t.device.type == "cpu" and (not t.is_floating_point() or t.dtype == torch.float32) for t in tensors)
 
 
-def lost() -> str | None:
-    """One line on what is slower here than it could be; None where nothing is."""
-    if torch.cuda.is_available():
-        if has_triton() or get_backend() == "torch":
-            return None
-        return "Triton is not installed: hash grids, planes, voxels and marching run as plain torch on the GPU, slower"
-    if has_numba() or get_backend() == "torch":
+def lost(cuda: bool) -> str | None:
+    """One line on what runs slower here than it could, on a GPU or on the CPU; None where nothing does."""
+    if get_backend() == "torch" or (has_triton() if cuda else has_numba()):
         return None
+    if cuda:
+        return (
+            "Triton is not installed: hash grids, planes, voxels and marching run as plain torch, several times slower"
+            " (pip install 'pvdconvert[triton]')"
+        )
     return (
-        "numba is not installed: plain torch instead, several times slower"
-        " (hash grids 7 to 11x, planes 2 to 6x, marching 17x); pip install numba"
+        "numba is not installed: plain torch runs instead, several times slower"
+        " (hash grids about 10x, planes 5x, marching 17x; pip install numba)"
     )
+
+
+def caches() -> list[Path]:
+    """Where numba keeps compiled kernels: the folder that the user named; else beside the code, or the user's own."""
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    if named:
+        return [Path(named)]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    beside = Path(__file__).parent / "__pycache__"
+    return [beside, *(p for p in [home / "numba"] if p.is_dir() and not os.access(Path(__file__).parent, os.W_OK))]
+
+
+def compiling() -> str | None:
+    """One line for the first use on a machine, before kernels have been compiled; None where some are there."""
+    if get_backend() in ("torch", "triton") or not has_numba():
+        return None
+    if any(next(folder.rglob("*.nbi"), None) for folder in caches() if folder.is_dir()):
+        return None
+    return "first use: kernels are compiled as they are needed, about 20 s in all; later runs find them"

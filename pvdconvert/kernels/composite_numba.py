@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pvdconvert.kernels.cpu import use_threads
+
 # No fastmath: a density may be infinite, and NaN must stay NaN on its own ray.
 
 
@@ -49,39 +51,20 @@ def _backward(w: Any, end: Any, offsets: Any, grad_w: Any, grad_end: Any, grad: 
             behind += np.float64(w[i]) * grad_w[i]
 
 
-def set_threads() -> None:
-    """As many numba threads as torch has been given."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-
-
-class _RenderWeights(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tau: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        set_threads()
-        tau, offsets = tau.contiguous(), offsets.contiguous()
-        w, end = torch.empty_like(tau), tau.new_empty(offsets.shape[0] - 1)
-        _forward(tau.detach().numpy(), offsets.numpy(), w.numpy(), end.numpy())
-        ctx.save_for_backward(w, end, offsets)
-        return w, end
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_w: Tensor, grad_end: Tensor) -> tuple[Tensor, None]:
-        set_threads()
-        w, end, offsets = ctx.saved_tensors
-        grad = torch.empty_like(w)
-        _backward(
-            w.numpy(),
-            end.numpy(),
-            offsets.numpy(),
-            grad_w.contiguous().numpy(),
-            grad_end.contiguous().numpy(),
-            grad.numpy(),
-        )
-        return grad, None
-
-
-def render_weights_numba(tau: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+def forward(tau: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """See :func:`pvdconvert.kernels.composite.render_weights`; float32 on the CPU."""
-    w, end = _RenderWeights.apply(tau, offsets)  # type: ignore[no-untyped-call]
+    use_threads()
+    tau, offsets = tau.detach().contiguous(), offsets.contiguous()
+    w, end = torch.empty_like(tau), tau.new_empty(offsets.shape[0] - 1)
+    _forward(tau.numpy(), offsets.numpy(), w.numpy(), end.numpy())
     return w, end
+
+
+def backward(w: Tensor, end: Tensor, offsets: Tensor, grad_w: Tensor, grad_end: Tensor) -> Tensor:
+    """The gradient of ``tau``."""
+    use_threads()
+    w = w.detach().contiguous()
+    grad = torch.empty_like(w)
+    given: list[Any] = [t.detach().contiguous().numpy() for t in (w, end, offsets, grad_w, grad_end)]
+    _backward(*given, grad.numpy())  # type: ignore[call-arg]
+    return grad

@@ -22,3 +22,14 @@ def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, **
     """Run ``kernel`` on the device of ``like``, which need not be the current one."""
     with torch.cuda.device_of(like):  # type: ignore[no-untyped-call]
         kernel[grid](*arguments, **meta)
+
+
+def blocks(width: int) -> tuple[int, int]:
+    """(points, channels) of a program that reads rows of ``width`` channels: about 2048 values at a time."""
+    channels = min(64, power_of_two(max(1, width)))
+    return 2048 // channels if channels > 8 else 256, channels
+
+
+def copies(points: int) -> int:
+    """Among how many copies of a small table many ``points`` share out their additions."""
+    return 8 if points >= 1 << 16 else 1

@@ -78,8 +78,7 @@ def represents(spec: HashGridSpec) -> bool:
 @functools.lru_cache(maxsize=16)
 def _encoding(spec: HashGridSpec, device: torch.device) -> Any:
     module: Any = importlib.import_module("tinycudann")
-    with torch.cuda.device(device):
-        encoding = module.Encoding(n_input_dims=3, encoding_config=config(spec), dtype=torch.float32)
+    encoding = module.Encoding(n_input_dims=3, encoding_config=config(spec), dtype=torch.float32)
     if encoding.params.numel() != spec.entries * spec.features:
         raise DeviceError(
             f"this tinycudann lays the hash grid out in {encoding.params.numel()} parameters,"
@@ -98,6 +97,7 @@ def hash_encode_tcnn(x01: Tensor, table: Tensor, spec: HashGridSpec) -> Tensor:
     low, high = spec.domain
     inside = ((x01 >= low) & (x01 <= high)).all(-1, keepdim=True)
     x = torch.where(inside, x01, 0).detach()
-    encoding = _encoding(spec, x01.device)
+    with torch.cuda.device_of(table):  # type: ignore[no-untyped-call]
+        encoding = _encoding(spec, x01.device)
     out: Tensor = torch.func.functional_call(encoding, {"params": table.reshape(-1)}, (x,))
     return torch.where(inside, out, 0)

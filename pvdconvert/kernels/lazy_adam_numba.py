@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
-import torch
 from numba import njit, prange
 from numpy.typing import NDArray
 
-FAST = {"contract", "reassoc", "nsz", "arcp"}
+from pvdconvert.kernels.cpu import FAST, use_threads
+
 BLOCK = 1024
 TABLE = 2000
 Array = NDArray[Any]
@@ -61,16 +60,9 @@ def _step(
                     param[r, c] -= scale * m1 / (np.sqrt(v1) * root + tiny)
 
 
-def threads() -> int:
-    """Let numba use as many threads as torch does; returns their number."""
-    n = max(1, min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS)))  # type: ignore[attr-defined]
-    numba.set_num_threads(n)
-    return n
-
-
 def mark(grad: Array, touched: Array) -> None:
     """Set ``touched`` uint8 [R] where a row of ``grad`` [R, F] is not zero (NaN counts)."""
-    _mark(grad, touched, threads())
+    _mark(grad, touched, use_threads())
 
 
 def step(
@@ -82,4 +74,4 @@ def step(
     t = np.arange(1, TABLE + 1, dtype=np.float64)
     table = np.ones((2, TABLE + 1), np.float32)
     table[0, 1:], table[1, 1:] = lr / (1 - b1**t), 1 / np.sqrt(1 - b2**t)
-    _step(param, grad, m, v, steps, touched, lr, b1, b2, eps, table, threads())
+    _step(param, grad, m, v, steps, touched, lr, b1, b2, eps, table, use_threads())

@@ -8,32 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Sums may be reordered for vector units; NaN and infinities keep their meaning (they guard the indices).
-FAST = {"contract", "reassoc", "nsz", "arcp"}
+from pvdconvert.kernels.cpu import FAST, cell, use_threads
+
 Floats = NDArray[np.float32]
-
-
-def _threads() -> int:
-    count = max(1, min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS)))  # type: ignore[attr-defined]
-    numba.set_num_threads(count)
-    return count
-
-
-@njit(cache=True, fastmath=FAST, inline="always")
-def _cell(u: Any, n: Any) -> Any:
-    """Lower vertex, upper vertex and fraction of ``u`` in [0, 1] on ``n`` vertices; outside (or NaN) is clamped."""
-    pos = np.float32(0.0)
-    if u > 0.0:
-        pos = min(u, np.float32(1.0)) * np.float32(n - 1)
-    i = max(min(np.int64(pos), n - 2), 0)
-    return i, min(i + 1, n - 1), pos - np.float32(i)
 
 
 @njit(cache=True, fastmath=FAST, parallel=True)
@@ -44,9 +27,10 @@ def _forward(x: Any, a: Any, b: Any, c: Any, out: Any, summed: bool, threads: in
     chunk = (count + threads - 1) // threads
     for t in prange(threads):
         for n in range(t * chunk, min(count, (t + 1) * chunk)):
-            i, i1, f = _cell(x[n, 2], a.shape[0])
-            j, j1, g = _cell(x[n, 1], b.shape[0])
-            k, k1, h = _cell(x[n, 0], c.shape[0])
+            i, f = cell(x[n, 2], a.shape[0])
+            j, g = cell(x[n, 1], b.shape[0])
+            k, h = cell(x[n, 0], c.shape[0])
+            i1, j1, k1 = min(i + 1, a.shape[0] - 1), min(j + 1, b.shape[0] - 1), min(k + 1, c.shape[0] - 1)
             a0, a1, b0, b1, c0, c1 = a[i], a[i1], b[j], b[j1], c[k], c[k1]
             if summed:
                 total = np.float32(0.0)
@@ -72,9 +56,10 @@ def _backward(x: Any, a: Any, b: Any, c: Any, grad: Any, summed: bool, ga: Any, 
         du, dv, dw = np.empty(rank, np.float32), np.empty(rank, np.float32), np.empty(rank, np.float32)
         ta, tb, tc = ga[t], gb[t], gc[t]
         for n in range(t * chunk, min(count, (t + 1) * chunk)):
-            i, i1, f = _cell(x[n, 2], a.shape[0])
-            j, j1, g = _cell(x[n, 1], b.shape[0])
-            k, k1, h = _cell(x[n, 0], c.shape[0])
+            i, f = cell(x[n, 2], a.shape[0])
+            j, g = cell(x[n, 1], b.shape[0])
+            k, h = cell(x[n, 0], c.shape[0])
+            i1, j1, k1 = min(i + 1, a.shape[0] - 1), min(j + 1, b.shape[0] - 1), min(k + 1, c.shape[0] - 1)
             a0, a1, b0, b1, c0, c1 = a[i], a[i1], b[j], b[j1], c[k], c[k1]
             if summed:
                 s = grad[n, 0]
@@ -108,43 +93,24 @@ def _backward(x: Any, a: Any, b: Any, c: Any, grad: Any, summed: bool, ga: Any, 
                 q[r] += h * dw[r]
 
 
-def _arrays(tensors: tuple[Tensor, ...]) -> list[Floats]:
-    return [t.detach().contiguous().numpy() for t in tensors]
+def _array(tensor: Tensor) -> Floats:
+    return tensor.detach().contiguous().numpy()
 
 
-class _Lines(torch.autograd.Function):
-    """``summed`` or listed products of three lines."""
-
-    @staticmethod
-    def forward(ctx: Any, x01: Tensor, summed: bool, *lines: Tensor) -> Tensor:
-        x, (a, b, c) = x01.detach().contiguous().numpy(), _arrays(lines)
-        ctx.save_for_backward(x01, *lines)
-        ctx.summed = summed
-        out = torch.empty(len(x), 1 if summed else a.shape[1], dtype=torch.float32)
-        if len(x):
-            _forward(x, a, b, c, out.numpy(), summed, _threads())
-        return out[:, 0] if summed else out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x01, *lines = ctx.saved_tensors
-        x, (a, b, c) = x01.detach().contiguous().numpy(), _arrays(tuple(lines))
-        threads = _threads()
-        ga, gb, gc = (np.zeros((threads, *line.shape), np.float32) for line in (a, b, c))
-        if len(x):
-            g = grad.contiguous().numpy().reshape(len(x), -1)
-            _backward(x, a, b, c, g, ctx.summed, ga, gb, gc, threads)
-        return (None, None, *(torch.from_numpy(g[0] if threads == 1 else g.sum(0)) for g in (ga, gb, gc)))
+def forward(x01: Tensor, a: Tensor, b: Tensor, c: Tensor, summed: bool) -> Tensor:
+    """:func:`pvdconvert.kernels.lines.cp_sum` if ``summed``, else ``cp_features``; float32 on the CPU."""
+    out = torch.empty(len(x01), 1 if summed else a.shape[1], dtype=torch.float32)
+    if len(x01):
+        _forward(_array(x01), _array(a), _array(b), _array(c), out.numpy(), summed, use_threads())
+    return out[:, 0] if summed else out
 
 
-def cp_sum(x01: Tensor, lines: list[Tensor]) -> Tensor:
-    """See :func:`pvdconvert.kernels.lines.cp_sum`."""
-    result: Tensor = _Lines.apply(x01, True, *lines)  # type: ignore[no-untyped-call]
-    return result
-
-
-def cp_features(x01: Tensor, lines: list[Tensor]) -> Tensor:
-    """See :func:`pvdconvert.kernels.lines.cp_features`."""
-    result: Tensor = _Lines.apply(x01, False, *lines)  # type: ignore[no-untyped-call]
-    return result
+def backward(x01: Tensor, grad: Tensor, a: Tensor, b: Tensor, c: Tensor, summed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the three lines; ``grad`` is [N] if ``summed``, else [N, R]."""
+    threads = use_threads()
+    ga, gb, gc = (np.zeros((threads, *line.shape), np.float32) for line in (a, b, c))
+    if len(x01):
+        g = _array(grad).reshape(len(x01), -1)
+        _backward(_array(x01), _array(a), _array(b), _array(c), g, summed, ga, gb, gc, threads)
+    u, v, w = (torch.from_numpy(g[0] if threads == 1 else g.sum(0)) for g in (ga, gb, gc))
+    return u, v, w

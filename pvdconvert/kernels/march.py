@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pvdconvert.kernels.backend import use_numba
+from pvdconvert.kernels.backend import twin
+from pvdconvert.kernels.operators import define
 from pvdconvert.scene import Box
 
 _DENSE = 1 << 21  # lattice points that the truth looks at in one go
@@ -16,9 +18,12 @@ _DENSE = 1 << 21  # lattice points that the truth looks at in one go
 class Cells(Protocol):
     """What marching needs of an occupancy grid (:class:`pvdconvert.render.occupancy.Occupancy`)."""
 
-    origin: Tensor
-    cell: float
-    grid: Tensor
+    @property
+    def origin(self) -> Tensor: ...
+    @property
+    def cell(self) -> float: ...
+    @property
+    def grid(self) -> Tensor: ...
 
 
 def ray_box(o: Tensor, d: Tensor, box: Box) -> tuple[Tensor, Tensor]:
@@ -57,11 +62,45 @@ def march(
     if not (torch.isfinite(t0) & torch.isfinite(t1)).all():
         raise ValueError("t0 and t1 must be finite: clip rays with ray_box first")
     phase = jitter if isinstance(jitter, Tensor) else torch.full_like(t0, jitter)
-    if use_numba(o, d, t0, t1, phase, occ.origin, occ.grid):
+    tensors = [v.detach() for v in (o, d, t0, t1, phase, occ.origin, occ.grid)]
+    offsets, t = _march(*tensors, float(occ.cell), float(step))
+    return offsets, t
+
+
+@dataclasses.dataclass(frozen=True)
+class _Grid:
+    origin: Tensor
+    cell: float
+    grid: Tensor
+
+
+def _run(
+    o: Tensor, d: Tensor, t0: Tensor, t1: Tensor, phase: Tensor, origin: Tensor, grid: Tensor, cell: float, step: float
+) -> tuple[Tensor, Tensor]:
+    which = twin(o, d, t0, t1, phase, origin, grid)
+    occ = _Grid(origin, cell, grid)
+    if which == "numba":
         from pvdconvert.kernels.march_numba import march_numba
 
         return march_numba(o, d, t0, t1, occ, step, phase)
+    if which == "triton":
+        from pvdconvert.kernels.march_triton import march_triton
+
+        return march_triton(o, d, t0, t1, occ, step, phase)
     return march_torch(o, d, t0, t1, occ, step, phase)
+
+
+def _fake(o: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    samples = torch.library.get_ctx().new_dynamic_size()
+    return o.new_empty(o.shape[0] + 1, dtype=torch.int64), o.new_empty(samples)
+
+
+_march = define(
+    "march(Tensor o, Tensor d, Tensor t0, Tensor t1, Tensor phase, Tensor origin, Tensor grid, float cell, float step)"
+    " -> (Tensor, Tensor)",
+    _run,
+    _fake,
+)
 
 
 @torch.no_grad()

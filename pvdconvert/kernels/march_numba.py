@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pvdconvert.kernels.composite_numba import set_threads
+from pvdconvert.kernels.cpu import use_threads
 
 if TYPE_CHECKING:
     from pvdconvert.kernels.march import Cells
@@ -125,7 +125,7 @@ def march_numba(
     o: Tensor, d: Tensor, t0: Tensor, t1: Tensor, occ: Cells, step: float, jitter: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See :func:`pvdconvert.kernels.march.march`; counts first, then fills, in parallel over rays."""
-    set_threads()
+    use_threads()
     grid = occ.grid.contiguous().numpy()
     blocks = np.zeros([-(-n // BLOCK) for n in grid.shape], dtype=np.uint8)
     _blocks(grid, blocks)

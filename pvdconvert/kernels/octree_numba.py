@@ -10,7 +10,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pvdconvert.kernels.voxels_numba import threads
+from pvdconvert.kernels.cpu import use_threads
 
 Array = NDArray[Any]
 
@@ -43,5 +43,5 @@ def leaf_rows(u: Tensor, child: Tensor) -> Tensor:
     """int64 [N]; see :func:`pvdconvert.kernels.octree.leaf_rows`."""
     rows = np.empty(len(u), np.int64)
     if len(u):
-        _descend(u.detach().contiguous().numpy(), child.contiguous().numpy(), rows, threads())
+        _descend(u.detach().contiguous().numpy(), child.contiguous().numpy(), rows, use_threads())
     return torch.from_numpy(rows)

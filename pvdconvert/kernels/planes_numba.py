@@ -10,33 +10,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pvdconvert.kernels.cpu import FAST, cell, use_threads
+
 MODES = ((0, 1, 2), (0, 2, 1), (1, 2, 0))
-# Sums may be reordered for vector units; NaN and infinities keep their meaning (they guard the indices).
-FAST = {"contract", "reassoc", "nsz", "arcp"}
 Floats = NDArray[np.float32]
-
-
-def _threads() -> int:
-    count = max(1, min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS)))  # type: ignore[attr-defined]
-    numba.set_num_threads(count)
-    return count
-
-
-@njit(cache=True, fastmath=FAST, inline="always")
-def _cell(u: Any, n: Any) -> Any:
-    """Lower vertex and fraction of ``u`` in [0, 1] on ``n`` vertices; anything outside (or NaN) is clamped."""
-    pos = np.float32(0.0)
-    if u > 0.0:
-        pos = min(u, np.float32(1.0)) * np.float32(n - 1)
-    i = max(min(np.int64(pos), n - 2), 0)
-    return i, pos - np.float32(i)
 
 
 @njit(cache=True, fastmath=FAST, parallel=True)
@@ -48,9 +31,9 @@ def _forward_sum(x: Any, axes: Any, plane: Any, line: Any, out: Any, add: bool, 
     chunk = (count + threads - 1) // threads
     for t in prange(threads):
         for n in range(t * chunk, min(count, (t + 1) * chunk)):
-            i, fu = _cell(x[n, axes[0]], width)
-            j, fv = _cell(x[n, axes[1]], height)
-            k, fw = _cell(x[n, axes[2]], length)
+            i, fu = cell(x[n, axes[0]], width)
+            j, fv = cell(x[n, axes[1]], height)
+            k, fw = cell(x[n, axes[2]], length)
             right, down = np.int64(width > 1), np.int64(height > 1) * width
             p = j * width + i
             p00, p01, p10, p11 = rows[p], rows[p + right], rows[p + down], rows[p + down + right]
@@ -76,9 +59,9 @@ def _forward_features(x: Any, axes: Any, plane: Any, line: Any, out: Any, offset
     chunk = (count + threads - 1) // threads
     for t in prange(threads):
         for n in range(t * chunk, min(count, (t + 1) * chunk)):
-            i, fu = _cell(x[n, axes[0]], width)
-            j, fv = _cell(x[n, axes[1]], height)
-            k, fw = _cell(x[n, axes[2]], length)
+            i, fu = cell(x[n, axes[0]], width)
+            j, fv = cell(x[n, axes[1]], height)
+            k, fw = cell(x[n, axes[2]], length)
             right, down = np.int64(width > 1), np.int64(height > 1) * width
             p = j * width + i
             p00, p01, p10, p11 = rows[p], rows[p + right], rows[p + down], rows[p + down + right]
@@ -95,20 +78,20 @@ def _forward_features(x: Any, axes: Any, plane: Any, line: Any, out: Any, offset
 def _sort(x: Any, a: int, b: int, width: int, height: int, order: Any, first: Any) -> None:
     """Stable counting sort of points by plane cell; ``first`` [height + 1]: where the points of each row begin."""
     count = x.shape[0]
-    cell = np.empty(count, np.int64)
+    key = np.empty(count, np.int64)
     start = np.zeros(height * width + 1, np.int64)
     for n in range(count):
-        i, _ = _cell(x[n, a], width)
-        j, _ = _cell(x[n, b], height)
-        cell[n] = j * width + i
-        start[cell[n] + 1] += 1
+        i, _ = cell(x[n, a], width)
+        j, _ = cell(x[n, b], height)
+        key[n] = j * width + i
+        start[key[n] + 1] += 1
     for c in range(height * width):
         start[c + 1] += start[c]
     for j in range(height + 1):
         first[j] = start[j * width]
     for n in range(count):
-        order[start[cell[n]]] = n
-        start[cell[n]] += 1
+        order[start[key[n]]] = n
+        start[key[n]] += 1
 
 
 @njit(cache=True, fastmath=FAST, parallel=True)
@@ -139,9 +122,9 @@ def _backward(
         pg, lg = np.empty(rank, np.float32), np.empty(rank, np.float32)
         for s in range(first[cut[t]], first[cut[t + 1]]):
             n = order[s]
-            i, fu = _cell(x[n, axes[0]], width)
-            j, fv = _cell(x[n, axes[1]], height)
-            k, fw = _cell(x[n, axes[2]], length)
+            i, fu = cell(x[n, axes[0]], width)
+            j, fv = cell(x[n, axes[1]], height)
+            k, fw = cell(x[n, axes[2]], length)
             p = j * width + i
             k1 = min(k + 1, length - 1)
             p00, p01, p10, p11 = rows[p], rows[p + right], rows[p + down], rows[p + down + right]
@@ -182,54 +165,36 @@ def _backward(
             grad_plane[cut[t + 1]] += halo[t]
 
 
-def _arrays(tensors: tuple[Tensor, ...]) -> list[Floats]:
+def _arrays(tensors: list[Tensor]) -> list[Floats]:
     return [t.detach().contiguous().numpy() for t in tensors]
 
 
-class _Modes(torch.autograd.Function):
-    """``summed`` or concatenated products of three modes; ``factors`` are three planes, then three lines."""
-
-    @staticmethod
-    def forward(ctx: Any, x01: Tensor, summed: bool, *factors: Tensor) -> Tensor:
-        x, arrays = x01.detach().contiguous().numpy(), _arrays(factors)
-        ctx.save_for_backward(x01, *factors)
-        ctx.summed = summed
-        threads = _threads()
-        ranks = [a.shape[-1] for a in arrays[:3]]
-        out = torch.empty(len(x) if summed else (len(x), sum(ranks)), dtype=torch.float32)
-        if len(x):
-            for m, axes in enumerate(MODES):
-                if summed:
-                    _forward_sum(x, axes, arrays[m], arrays[3 + m], out.numpy(), m > 0, threads)
-                else:
-                    _forward_features(x, axes, arrays[m], arrays[3 + m], out.numpy(), sum(ranks[:m]), threads)
-        return out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x01, *factors = ctx.saved_tensors
-        x, arrays = x01.detach().contiguous().numpy(), _arrays(tuple(factors))
-        grads = [torch.zeros(a.shape, dtype=torch.float32) for a in arrays]
-        g = grad.contiguous().numpy()
-        threads = _threads()
-        offset = 0
-        if len(x):
-            for m, axes in enumerate(MODES):
-                where = -1 if ctx.summed else offset
-                plane, line = grads[m].numpy(), grads[3 + m].numpy()
-                _backward(x, axes, arrays[m], arrays[3 + m], g.reshape(len(x), -1), where, plane, line, threads)
-                offset += arrays[m].shape[-1]
-        return (None, None, *grads)
+def forward(x01: Tensor, planes: list[Tensor], lines: list[Tensor], summed: bool) -> Tensor:
+    """:func:`pvdconvert.kernels.planes.vm_sum` if ``summed``, else ``vm_features``; float32 on the CPU."""
+    x, (plane, line) = x01.detach().contiguous().numpy(), (_arrays(planes), _arrays(lines))
+    ranks = [a.shape[-1] for a in plane]
+    threads = use_threads()
+    out = torch.empty(len(x) if summed else (len(x), sum(ranks)), dtype=torch.float32)
+    if len(x):
+        for m, axes in enumerate(MODES):
+            if summed:
+                _forward_sum(x, axes, plane[m], line[m], out.numpy(), m > 0, threads)
+            else:
+                _forward_features(x, axes, plane[m], line[m], out.numpy(), sum(ranks[:m]), threads)
+    return out
 
 
-def vm_sum(x01: Tensor, planes: list[Tensor], lines: list[Tensor]) -> Tensor:
-    """See :func:`pvdconvert.kernels.planes.vm_sum`."""
-    result: Tensor = _Modes.apply(x01, True, *planes, *lines)  # type: ignore[no-untyped-call]
-    return result
-
-
-def vm_features(x01: Tensor, planes: list[Tensor], lines: list[Tensor]) -> Tensor:
-    """See :func:`pvdconvert.kernels.planes.vm_features`."""
-    result: Tensor = _Modes.apply(x01, False, *planes, *lines)  # type: ignore[no-untyped-call]
-    return result
+def backward(x01: Tensor, grad: Tensor, planes: list[Tensor], lines: list[Tensor], summed: bool) -> list[Tensor]:
+    """Gradients of the planes, then of the lines; ``grad`` is [N] if ``summed``, else [N, R0 + R1 + R2]."""
+    x, (plane, line) = x01.detach().contiguous().numpy(), (_arrays(planes), _arrays(lines))
+    grads = [torch.zeros(a.shape, dtype=torch.float32) for a in (*plane, *line)]
+    g = grad.contiguous().numpy()
+    threads = use_threads()
+    offset = 0
+    if len(x):
+        for m, axes in enumerate(MODES):
+            where = -1 if summed else offset
+            into, along = grads[m].numpy(), grads[3 + m].numpy()
+            _backward(x, axes, plane[m], line[m], g.reshape(len(x), -1), where, into, along, threads)
+            offset += plane[m].shape[-1]
+    return grads

@@ -7,28 +7,18 @@ the points. So there are no atomics, hardly a shared cache line, and sums that d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pvdconvert.kernels.rowgrad import sink_of
-from pvdconvert.kernels.voxels import BrickMap, Missing
+from pvdconvert.kernels.cpu import FAST, use_threads
 
-# Sums may be reassociated and fused; NaN and infinity keep their meaning.
-FAST = {"contract", "reassoc", "nsz", "arcp"}
 Array = NDArray[Any]
-
-
-def threads() -> int:
-    """Let numba use as many threads as torch does; returns their number."""
-    n = max(1, min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS)))  # type: ignore[attr-defined]
-    numba.set_num_threads(n)
-    return n
 
 
 @njit(parallel=True, cache=True, fastmath=FAST)
@@ -174,87 +164,56 @@ def _scatter_sh(rows: Array, w: Array, basis: Array, g: Array, grad: Array, touc
                         grad[r, c] += w[p, q] * line[c]
 
 
-def locate(xg: Tensor, grid: BrickMap, missing: Missing) -> tuple[Array, Array]:
-    """Rows int32 [N, 8] and weights float32 [N, 8]; the twin of ``locate_torch``."""
+def locate(xg: Tensor, shape: Sequence[int], top: Tensor, bricks: Tensor, whole: bool) -> tuple[Tensor, Tensor]:
+    """Rows int32 [N, 8] (-1 = contributes nothing) and weights [N, 8]; the twin of ``locate_torch``."""
     rows, w = np.empty((len(xg), 8), np.int32), np.empty((len(xg), 8), np.float32)
     if len(xg):
-        parts = threads()
-        shape = np.array(grid.shape, np.int64)
         x = xg.detach().contiguous().numpy()
-        shift = grid.side.bit_length() - 1
-        _locate(x, shape, grid.top.numpy(), grid.bricks.numpy(), shift, missing == "cell", rows, w, parts)
-    return rows, w
+        shift = (round(bricks.shape[1] ** (1 / 3))).bit_length() - 1
+        sides = np.array(shape, np.int64)
+        _locate(x, sides, top.numpy(), bricks.numpy(), shift, whole, rows, w, use_threads())
+    return torch.from_numpy(rows), torch.from_numpy(w)
+
+
+def gather(rows: Tensor, w: Tensor, values: Tensor, fill: float) -> Tensor:
+    """[N, C]: rows mixed by weights; ``fill`` where none contributes."""
+    out = np.empty((len(rows), values.shape[1]), np.float32)
+    if len(rows):
+        _gather(rows.numpy(), w.numpy(), _array(values), fill, out, use_threads())
+    return torch.from_numpy(out)
+
+
+def gather_sh(rows: Tensor, w: Tensor, basis: Tensor, sh: Tensor) -> Tensor:
+    """[N, K, 3]: the same for the coefficients of a colour, taken in K directions."""
+    out = np.empty((*basis.shape[:2], 3), np.float32)
+    if out.size:
+        _gather_sh(rows.numpy(), w.numpy(), _array(basis), _array(sh), out, use_threads())
+    return torch.from_numpy(out)
+
+
+def scatter(rows: Tensor, w: Tensor, g: Tensor, into: Tensor, touched: Tensor | None) -> None:
+    """The transpose of :func:`gather`: adds to rows of ``into`` and marks them."""
+    edges = _edges(rows.numpy(), len(into))
+    _scatter(rows.numpy(), w.numpy(), _array(g), into.numpy(), _marks(touched), edges)
+
+
+def scatter_sh(rows: Tensor, w: Tensor, basis: Tensor, g: Tensor, into: Tensor, touched: Tensor | None) -> None:
+    """The transpose of :func:`gather_sh`."""
+    edges = _edges(rows.numpy(), len(into))
+    _scatter_sh(rows.numpy(), w.numpy(), _array(basis), _array(g), into.numpy(), _marks(touched), edges)
+
+
+def _array(tensor: Tensor) -> Array:
+    return tensor.detach().contiguous().numpy()
+
+
+def _marks(touched: Tensor | None) -> Array:
+    return np.empty(0, np.uint8) if touched is None else touched.numpy()
 
 
 def _edges(rows: Array, count: int) -> Array:
     """Bounds of the row ranges that threads own: about equal work. The result of a scatter does not depend on them."""
-    parts = threads()
+    parts = use_threads()
     sample = np.sort(rows[:: max(1, len(rows) // 4096), 0])
     inner = [int(sample[len(sample) * i // parts]) for i in range(1, parts)] if len(sample) else []
     return np.array([0, *np.clip(inner, 0, count), count], np.int64)
-
-
-def _deposit(ctx: Any, values: Tensor, work: Any) -> Tensor | None:
-    """Run ``work(grad, touched)`` on the parameter's own gradient if it collects rows, else on a fresh dense one."""
-    sink = sink_of(values)
-    grad, touched = sink if sink else (torch.zeros(values.shape), torch.empty(0, dtype=torch.uint8))
-    if len(ctx.rows) and len(values):
-        work(grad.numpy(), touched.numpy())
-    return None if sink else grad
-
-
-class _Interp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, xg: Tensor, grid: BrickMap, values: Tensor, missing: Missing, fill: float) -> Tensor:
-        ctx.rows, ctx.w = locate(xg, grid, missing)
-        ctx.values = values
-        out = np.empty((len(xg), values.shape[1]), np.float32)
-        if len(xg):
-            _gather(ctx.rows, ctx.w, values.detach().contiguous().numpy(), fill, out, threads())
-        return torch.from_numpy(out)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, None, Tensor | None, None, None]:
-        g_ = g.contiguous().numpy()
-        edges = _edges(ctx.rows, len(ctx.values))
-        grad = _deposit(ctx, ctx.values, lambda into, touched: _scatter(ctx.rows, ctx.w, g_, into, touched, edges))
-        return None, None, grad, None, None
-
-
-class _Color(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, xg: Tensor, basis: Tensor, grid: BrickMap, sh: Tensor, missing: Missing) -> Tensor:
-        ctx.rows, ctx.w = locate(xg, grid, missing)
-        ctx.values, ctx.basis = sh, basis.detach().contiguous().numpy()
-        out = np.empty((*basis.shape[:2], 3), np.float32)
-        if out.size:
-            _gather_sh(ctx.rows, ctx.w, ctx.basis, sh.detach().contiguous().numpy(), out, threads())
-        return torch.from_numpy(out)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, None, None, Tensor | None, None]:
-        g_ = g.contiguous().numpy()
-        edges = _edges(ctx.rows, len(ctx.values))
-
-        def work(into: Array, touched: Array) -> None:
-            if g_.size:
-                _scatter_sh(ctx.rows, ctx.w, ctx.basis, g_, into, touched, edges)
-
-        return None, None, None, _deposit(ctx, ctx.values, work), None
-
-
-def inside(xg: Tensor, grid: BrickMap) -> Tensor:
-    """bool [N]; see :func:`pvdconvert.kernels.voxels.voxel_inside`."""
-    return torch.from_numpy(locate(xg, grid, "cell")[0][:, 0] >= 0)
-
-
-def interp(xg: Tensor, grid: BrickMap, values: Tensor, missing: Missing, fill: float) -> Tensor:
-    """[N, C]; see :func:`pvdconvert.kernels.voxels.voxel_interp`."""
-    out: Tensor = _Interp.apply(xg, grid, values, missing, fill)  # type: ignore[no-untyped-call]
-    return out
-
-
-def sh_color(xg: Tensor, basis: Tensor, grid: BrickMap, sh: Tensor, missing: Missing) -> Tensor:
-    """[N, K, 3]; see :func:`pvdconvert.kernels.voxels.voxel_sh_color`."""
-    out: Tensor = _Color.apply(xg, basis, grid, sh, missing)  # type: ignore[no-untyped-call]
-    return out

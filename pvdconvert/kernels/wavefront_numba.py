@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pvdconvert.kernels.composite_numba import alpha, set_threads
+from pvdconvert.kernels.composite_numba import alpha
+from pvdconvert.kernels.cpu import use_threads
 
 if TYPE_CHECKING:
     from pvdconvert.kernels.wavefront import Wave, Weighed
@@ -89,7 +90,7 @@ def _pick(offsets: Any, mass: Any, picked: Any, pick: Any, stands: Any) -> None:
 
 def take_numba(wave: Wave, rays: Tensor, ahead: int) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`pvdconvert.kernels.wavefront.take`."""
-    set_threads()
+    use_threads()
     counts = (wave.end[rays] - wave.cursor[rays]).clamp(max=ahead)
     offsets = torch.zeros(rays.shape[0] + 1, dtype=torch.int64)
     torch.cumsum(counts, 0, out=offsets[1:])
@@ -106,7 +107,7 @@ def weigh_numba(
     """See :func:`pvdconvert.kernels.wavefront.weigh`."""
     from pvdconvert.kernels.wavefront import Weighed
 
-    set_threads()
+    use_threads()
     n = index.shape[0]
     weight, mass, reached = torch.empty(n), torch.empty(n), torch.empty(n, dtype=torch.bool)
     picked = torch.zeros(rays.shape[0] + 1, dtype=torch.int64)
