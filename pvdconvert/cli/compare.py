@@ -84,6 +84,8 @@ def command(
     begin = time.perf_counter()
     try:
         where = compute.choose()
+        for text in compute.notes():
+            bar.note(text)
         from pvdconvert import metrics
         from pvdconvert.loading import open_field
         from pvdconvert.looking import see_through

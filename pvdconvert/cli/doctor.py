@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import platform
 import sys
@@ -16,7 +15,7 @@ import typer
 from pvdconvert.cli.options import Json, Verbose
 from pvdconvert.cli.output import block, emit, say, size, style
 
-LIBRARIES = ("torch", "numpy", "numba", "safetensors", "msgpack", "pyyaml", "pillow", "typer", "rich")
+LIBRARIES = ("torch", "numpy", "numba", "triton", "safetensors", "msgpack", "pyyaml", "pillow", "typer", "rich")
 
 
 def command(json: Json = False, verbose: Verbose = False) -> None:
@@ -80,20 +79,43 @@ def _torch() -> dict[str, Any]:
 
 
 def _kernels(torch: dict[str, Any]) -> dict[str, Any]:
-    """The twins that can run here; numba is compiled for once, because a broken LLVM shows only then."""
-    found: dict[str, Any] = {"backends": [], "error": None}
-    if torch["error"] is None:
-        found["backends"].append("torch")
-    if importlib.util.find_spec("numba") is None:
+    """The twins that can run here, which of them would, and why the others cannot.
+
+    numba is compiled for once, because a broken LLVM shows only then.
+    """
+    found: dict[str, Any] = {"backends": [], "absent": {}, "cpu": None, "cuda": None, "slower": None, "error": None}
+    if torch["error"] is not None:
         return found
+    from pvdconvert.errors import DeviceError
+    from pvdconvert.kernels import backend
+
+    for name in backend.NAMES[1:]:
+        obstacle = backend.obstacle(name)
+        if obstacle is None:
+            found["backends"].append(name)
+        else:
+            found["absent"][name] = f"{obstacle[0]} ({obstacle[1]})"
     try:
-        numba = importlib.import_module("numba")
-        if numba.njit(lambda a: a + 1)(1) != 2:
-            raise RuntimeError("a compiled function gave a wrong answer")
-        found["backends"].append("numba")
-        found["numba_threads"] = int(numba.config.NUMBA_NUM_THREADS)
+        forced = backend.get_backend()
+        if "numba" in found["backends"]:
+            found["cpu"] = "numba"
+            numba = importlib.import_module("numba")
+            if numba.njit(lambda a: a + 1)(1) != 2:
+                raise RuntimeError("a compiled function gave a wrong answer")
+            found["numba_threads"] = int(numba.config.NUMBA_NUM_THREADS)
+    except DeviceError as error:
+        found["error"] = f"{backend.VARIABLE}: {error}"
+        return found
     except Exception as error:
+        found["backends"].remove("numba")
         found["error"] = f"numba: {type(error).__name__}: {' '.join(str(error).split())}"
+        forced = "torch"
+    cuda = len(torch["devices"]) > 1
+    found["cpu"] = "torch" if forced == "torch" or found["cpu"] is None else "numba"
+    if cuda:
+        able = [name for name in ("tinycudann", "triton") if name in found["backends"] and forced in ("auto", name)]
+        found["cuda"] = " or ".join(able) or "torch"
+    found["slower"] = backend.lost(cuda)
     return found
 
 
@@ -118,9 +140,8 @@ def _caches() -> list[dict[str, Any]]:
     """Where compiled kernels are kept; a folder that cannot be written means compiling anew in every run."""
     import pvdconvert
 
-    package = Path(pvdconvert.__file__).parent / "kernels" / "__pycache__"
     named = os.environ.get("NUMBA_CACHE_DIR")
-    folders = [Path(named)] if named else [package]
+    folders = [Path(named) if named else Path(pvdconvert.__file__).parent / "kernels" / "__pycache__"]
     rows = []
     for folder in folders:
         files = [f for f in folder.rglob("*.nb[ci]") if f.is_file()] if folder.is_dir() else []
@@ -155,6 +176,13 @@ def _memory() -> int | None:
         return None
 
 
+def _twins(kernels: dict[str, Any]) -> str:
+    if not kernels["backends"]:
+        return "none"
+    places = [f"{kernels[key]} on {word}" for key, word in (("cpu", "the CPU"), ("cuda", "CUDA")) if kernels[key]]
+    return ", ".join(kernels["backends"]) + (f"; runs {', '.join(places)}" if places else "")
+
+
 def _show(d: dict[str, Any]) -> None:
     torch, kernels = d["torch"], d["kernels"]
     memory = f", {size(d['memory_bytes'])} memory" if d["memory_bytes"] else ""
@@ -172,7 +200,9 @@ def _show(d: dict[str, Any]) -> None:
                 torch["error"] or f"{torch['version']}, {torch['threads']} threads, CUDA {torch['cuda'] or 'no'}",
             ),
             ("devices", "; ".join(torch["devices"]) or "none"),
-            ("kernels", ", ".join(kernels["backends"]) or "none"),
+            ("kernels", _twins(kernels)),
+            *(("", reason) for reason in kernels["absent"].values()),
+            *(("", kernels["slower"]) for _ in range(kernels["slower"] is not None)),
             ("libraries", ", ".join(f"{k} {v or 'missing'}" for k, v in d["libraries"].items() if k != "torch")),
             ("architectures", names["architecture"]),
             ("layouts", names["format"]),

@@ -60,7 +60,12 @@ Cameras = Annotated[
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
 Backend = Annotated[
     str,
-    typer.Option("--backend", metavar="auto|torch|numba", help="Which twin of the kernels runs on the CPU."),
+    typer.Option(
+        "--backend",
+        envvar="PVDCONVERT_BACKEND",
+        metavar="auto|torch|numba|triton|tinycudann",
+        help="Which twin of the kernels runs: numba on the CPU, triton or tinycudann on CUDA, torch anywhere.",
+    ),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads. Default: all cores.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the output if it is there.")]
@@ -70,6 +75,7 @@ ProgressMode = Annotated[
     typer.Option("--progress", metavar="auto|bar|plain|json|none", help="How to report progress, always on stderr."),
 ]
 
+BACKENDS = ("auto", "torch", "numba", "triton", "tinycudann")
 _BACKGROUNDS: dict[str, tuple[float, float, float]] = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -178,7 +184,7 @@ class Compute:
     """Where and with what to compute. Using it imports torch."""
 
     device: str
-    backend: Literal["auto", "torch", "numba"]
+    backend: Literal["auto", "torch", "numba", "triton", "tinycudann"]
     threads: int | None
 
     def apply(self) -> None:
@@ -193,6 +199,15 @@ class Compute:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         set_backend(self.backend)
+
+    def notes(self) -> list[str]:
+        """After :meth:`apply`: what this machine does slower than it could, and what happens on a first use."""
+        import torch
+
+        from pvdconvert.kernels import backend
+
+        cuda = torch.cuda.is_available() and not self.device.startswith("cpu")
+        return [text for text in (backend.lost(cuda), None if cuda else backend.compiling()) if text]
 
     def choose(self) -> str:
         """:meth:`apply`, and the device's name for torch. Raises DeviceError where it is not there."""
@@ -212,11 +227,14 @@ class Computing:
 
     def checked(self) -> Compute:
         """The checked ``--device``, ``--backend`` and ``--threads``."""
-        twin = choice("--backend", self.backend, ("auto", "torch", "numba"))
+        twin = choice("--backend", self.backend, BACKENDS)
         name = device(self.device)
         if twin == "numba" and name.startswith(("cuda", "mps")):
             raise UsageError(f"--backend numba runs on the CPU only, not on --device {name}")
-        return Compute(name, cast("Literal['auto', 'torch', 'numba']", twin), self.threads)
+        interpreted = twin == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+        if twin in ("triton", "tinycudann") and name in ("cpu", "mps") and not interpreted:
+            raise UsageError(f"--backend {twin} runs on CUDA only, not on --device {name}")
+        return Compute(name, cast("Any", twin), self.threads)
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
