@@ -76,8 +76,8 @@ def test_rounds_of_preset_best_ask_anew_and_replay_bit_for_bit(tmp_path: Path, m
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     first = small("ngp", a, preset="best", steps=None)
     names = [s.name for s in first.stages]
-    assert names[-3:] == ["labels-2", "color-2", "polish-2"]
-    assert all(f"{n}=" in first.replay for n in ("labels-1", "color-1", "polish-1"))
+    assert names[-5:] == ["labels-1", "color-1", "labels-2", "color-2", "rays"]
+    assert all(f"{n}=" in first.replay for n in ("labels-1", "color-1", "rays"))
     again = small("ngp", b, preset="best", steps=first.replay)
     assert again.replay == first.replay
     with safe_open(a, "np") as one, safe_open(b, "np") as two:

@@ -365,9 +365,11 @@ class Distiller:
         self.progress.advance(at.step, psnr=report.psnr_after)
         self.reports.append(report)
 
-    def polish(self, name: str, stage: Stage, seconds: float, fixed: tuple[int, int] | None) -> StageReport:
-        """More of ``stage`` at a third of the peak rates. Returns its report."""
-        peaks, self.peaks = self.peaks, [p / 3 for p in self.peaks]
+    def again(
+        self, name: str, stage: Stage, seconds: float, fixed: tuple[int, int] | None, *, rates: float = 1.0
+    ) -> StageReport:
+        """More of ``stage`` at this share of the peak rates, falling again. Returns its report."""
+        peaks, self.peaks = self.peaks, [p * rates for p in self.peaks]
         try:
             self.position = Position(len(Stage))
             self._stage(stage, seconds, (0.0, 1.0), fixed)

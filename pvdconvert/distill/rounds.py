@@ -1,7 +1,7 @@
 """Preset best: rounds of new answers and more steps on them, until nothing moves.
 
 A run is bound by how many different points of the surface the student has seen, and memory bounds how many answers a
-store holds; so each round replaces them.
+store holds; so each round replaces them, and the learning rate starts anew.
 """
 
 from __future__ import annotations
@@ -9,13 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+import torch
+
 from pvdconvert.distill.distiller import Distiller
 from pvdconvert.distill.store import Store
 from pvdconvert.field import Stage
 from pvdconvert.report import StageReport
 
-LABELS, COLOR = 0.3, 0.6
-"""Share of a round for asking the teacher, and share of the rest for the colour stage; whole rays get what is left."""
+LABELS = 0.3
+"""Share of a round for asking the teacher."""
+
+RAYS = 0.3
+"""Seconds of the last stage, on whole rays, as a share of a round. After a round's single samples it is worth little
+(on lego 0.1 dB, or less than nothing), so there is one, and it is taken back where it harms."""
 
 Ask = Callable[[float, int | None, int], tuple[Store, int]]
 """(seconds, batches or None, number of the first batch) -> the teacher's answers, batches asked."""
@@ -31,16 +37,18 @@ def rounds(
     gain: float,
     fixed: Mapping[str, tuple[int, int]] | None = None,
 ) -> None:
-    """At most ``most`` rounds of ``seconds`` while each gains ``gain`` dB on the quick views; reports go to
-    ``distiller.reports`` as labels-k, color-k, polish-k.
+    """At most ``most`` rounds of ``seconds`` while each gains ``gain`` dB on the quick views, then whole rays once;
+    reports go to ``distiller.reports`` as labels-k, color-k, rays.
 
     first   number of the first batch of rays that was not asked yet
     fixed   name -> (steps run, planned) of a replay: exactly these, whatever the clock says
     """
+    if not most or (fixed is not None and "labels-1" not in fixed):
+        return
     for k in range(1, most + 1):
-        labels, color, polish = f"labels-{k}", f"color-{k}", f"polish-{k}"
+        labels, color = f"labels-{k}", f"color-{k}"
         if fixed is not None and labels not in fixed:
-            return
+            break
         clock = time.perf_counter()
         store, count = ask(LABELS * seconds, None if fixed is None else fixed[labels][0], first)
         first += count
@@ -49,8 +57,19 @@ def rounds(
         del store
         distiller.reports.append(StageReport(labels, count, count, time.perf_counter() - clock, note=note))
         rest = max(1.0, seconds - (time.perf_counter() - clock))
-        begin = distiller.polish(color, Stage.COLOR, COLOR * rest, None if fixed is None else fixed[color])
-        rest = max(1.0, seconds - (time.perf_counter() - clock))
-        end = distiller.polish(polish, Stage.RENDER, rest, None if fixed is None else fixed[polish])
-        if fixed is None and (end.psnr_after or 0.0) - (begin.psnr_before or 0.0) < gain:
-            return
+        ran = distiller.again(color, Stage.COLOR, rest, None if fixed is None else fixed[color])
+        if fixed is None and (ran.psnr_after or 0.0) - (ran.psnr_before or 0.0) < gain:
+            break
+    _rays(distiller, RAYS * seconds, None if fixed is None else fixed["rays"])
+
+
+def _rays(distiller: Distiller, seconds: float, fixed: tuple[int, int] | None) -> None:
+    """Whole rays at a third of the rates; where that made the quick views worse, the student is what it was."""
+    parameters = list(distiller.student.parameters())
+    before = [p.detach().clone() for p in parameters]
+    ran = distiller.again("rays", Stage.RENDER, seconds, fixed, rates=1 / 3)
+    if (ran.psnr_after or 0.0) < (ran.psnr_before or 0.0):
+        with torch.no_grad():
+            for p, value in zip(parameters, before, strict=True):
+                p.copy_(value)
+        ran.note, ran.psnr_after = "made it worse and was taken back", ran.psnr_before
