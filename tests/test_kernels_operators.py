@@ -127,8 +127,9 @@ def test_the_operator_as_plain_torch_meets_the_fast_twin(name: str) -> None:
     if not backend.has_numba():
         pytest.skip("numba is not installed")
     results = []
-    for twin in ("torch", "numba"):
-        backend.set_backend(cast("backend.Backend", twin))
+    twins: tuple[backend.Backend, ...] = ("torch", "numba")
+    for twin in twins:
+        backend.set_backend(twin)
         arguments = given(name)
         out = getattr(OPS, name)(*arguments)
         out = torch.cat([o.reshape(-1) for o in out]) if isinstance(out, tuple) else out
@@ -377,6 +378,7 @@ def test_a_march_through_the_operator_by_hand() -> None:
     assert offsets.tolist() == [0, 8]
     assert t.tolist() == [1.125 + 0.25 * k for k in range(8)]
     box = types.SimpleNamespace(origin=torch.zeros(3), cell=1.0, grid=torch.ones(2, 1, 1, dtype=torch.uint8))
-    assert torch.equal(march(*given("march")[:4], box, 0.25)[1], t)
+    o, d, t0, t1 = given("march")[:4]
+    assert torch.equal(march(o, d, t0, t1, cast("Any", box), 0.25)[1], t)
     occupancy_update(peak := torch.zeros(2), torch.tensor([1]), torch.tensor([3.0]))
     assert peak.tolist() == [0.0, 3.0]

@@ -8,7 +8,7 @@ import triton.language as tl
 from pvdconvert.kernels.hashgrid_triton import address
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def write_addresses(rows, out, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
     """out[i, c]: the address of column c of rows[i], four by four."""
     i = tl.arange(0, 4)
