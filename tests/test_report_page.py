@@ -185,10 +185,26 @@ def test_means_and_worst_follow_the_metric() -> None:
 
 
 def test_real_pictures_have_their_own_table() -> None:
-    told = {"split": "test", "psnr": 27.125, "views": [{"name": "r_0.png", "psnr": 27.125}]}
-    assert "Against real photographs split test PSNR, dB 27.12" in said(html.page(document(images=told)))
-    both = said(html.page(document(images={"teacher": told, "student": {**told, "psnr": 26.5}})))
-    assert "student split test PSNR, dB 26.50" in both
+    def told(psnr: float) -> dict[str, Any]:
+        row = {"name": "r_0.png", "width": 200, "height": 200, "psnr": psnr, "flip": 0.0625}
+        return {"dataset": {"path": "lego", "split": "test"}, "metrics": {"psnr": psnr}, "views": [row]}
+
+    one = said(html.page(document(images=told(27.25))))
+    assert "Against real photographs path lego split test PSNR, dB 27.25 view PSNR, dB FLIP r_0.png 27.25 0.0625" in one
+    both = said(html.page(document(images={"teacher": told(27.25), "student": told(26.5), "notes": []})))
+    assert "PSNR, dB, teacher 27.25 PSNR, dB, student 26.50 view" in both
+    assert "r_0.png 27.25 0.0625 26.50 0.0625" in both
+
+
+def test_the_document_of_an_evaluation() -> None:
+    rows = [{"name": f"r_{n}", "width": 400, "height": 400, "pixels": 160_000, "psnr": 30.0 + n} for n in range(30)]
+    field = {"path": "x/ngp.ckpt", "format": "torch-ngp", "architecture": "ngp", "bytes": 5}
+    told = {"schema": "pvdconvert/eval/1", "field": field, "dataset": {"path": "data/lego", "split": "test"}}
+    page = html.page({**told, "metrics": {"psnr": 44.5}, "views": rows, "protocol": "images/1"})
+    text = said(page)
+    assert "Evaluation by pvdconvert ngp on lego x/ngp.ckpt and data/lego 44.50 dB mean PSNR" in text
+    assert "mean 44.50 best 59.00 worst 30.00 images/1" in text
+    assert "160000" not in " ".join(re.findall("<table.*?</table>", page, re.DOTALL))
 
 
 def decoded(uri: str) -> Any:

@@ -55,7 +55,7 @@ def page(document: Mapping[str, Any], views: Sequence[View] = (), *, command: st
     policy allows no request and no script but its own.
     """
     data: dict[str, Any] = clean(dict(document))
-    kind, between = KINDS.get(f"{data.get('schema')}//".split("/")[1], ("", "->"))
+    kind, between = KINDS.get(sections.kind(data), ("", "->"))
     pictures = shown(views)
     body = [
         sections.tiles(data),

@@ -21,6 +21,9 @@ TITLES = {
     "opacity_error": "opacity error",
     "depth_error": "depth error",
 }
+NO_METRIC = ("name", "width", "height", "pixels")
+"""Keys of a row that say what was looked at, not how well it went."""
+
 LOWER = ("error", "mse", "flip", "lpips", "l1", "seconds")
 """Ends of the names of metrics that are better the lower they are."""
 
@@ -32,6 +35,12 @@ def esc(value: object) -> str:
 
 def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def title(name: str) -> str:
+    """What a metric is called; "psnr student" is the student's."""
+    metric, _, who = name.partition(" ")
+    return f"{TITLES[metric]}, {who}" if who and metric in TITLES else TITLES.get(name, name)
 
 
 def show(name: str, value: object) -> str:
@@ -53,10 +62,10 @@ def pairs(items: Iterable[tuple[str, object]]) -> str:
 
 def table(listed: Sequence[Mapping[str, Any]], pictured: set[str]) -> str:
     """Rows of metrics; ``pictured`` names those that there are pictures of."""
-    columns = list(dict.fromkeys(k for row in listed for k, v in row.items() if k != "name" and is_number(v)))
+    columns = list(dict.fromkeys(k for row in listed for k, v in row.items() if k not in NO_METRIC and is_number(v)))
     if not columns:
         return ""
-    heads = "".join(f'<th data-column="{n + 1}">{esc(TITLES.get(k, k))}</th>' for n, k in enumerate(columns))
+    heads = "".join(f'<th data-column="{n + 1}">{esc(title(k))}</th>' for n, k in enumerate(columns))
     values = {k: [row[k] for row in listed if is_number(row.get(k))] for k in columns}
     ends = {k: (min(v), max(v)) if _low(k) else (max(v), min(v)) for k, v in values.items()}
     body = ""
@@ -91,7 +100,7 @@ def _cell(name: str, value: object, least: bool = False) -> str:
 
 
 def _low(name: str) -> bool:
-    return name.endswith(LOWER)
+    return name.split(" ")[0].endswith(LOWER)
 
 
 def plain(value: object) -> str:

@@ -23,6 +23,7 @@
       all(".first-name", box).forEach((tag) => { tag.textContent = names[0]; });
       all(".second-name", box).forEach((tag) => { tag.textContent = names[1]; });
       box.querySelector(".flip-name").textContent = names[flip.classList.contains("turned") ? 1 : 0];
+      box.classList.toggle("alone", !(sources[0] && sources[1]));
       box.style.setProperty("--aspect", thumb.dataset.aspect);
       box.querySelector(".near").textContent = thumb.dataset.near || "";
       box.querySelector(".far").textContent = thumb.dataset.far || "";

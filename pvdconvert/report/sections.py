@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pvdconvert.report.chart import chart, points
-from pvdconvert.report.markup import TITLES, esc, is_number, pairs, plain, show, table
+from pvdconvert.report.markup import NO_METRIC, TITLES, esc, is_number, pairs, plain, show, table, title
 from pvdconvert.report.pictures import Shown
 from pvdconvert.report.words import decibel, duration, size
 
@@ -35,6 +35,13 @@ def _section(title: str, content: str, *, name: str = "", note: str = "") -> str
         return ""
     small = f'<p class="unit-note">{esc(note)}</p>' if note else ""
     return f"<section{f' id={name}' if name else ''}><h2>{esc(title)}</h2>{content}{small}</section>"
+
+
+def kind(document: Document) -> str:
+    """What was done: "report", "compare", "eval", "train" (whose document is a conversion's, but for its plan)."""
+    if _object(document, "plan").get("kind") == "train":
+        return "train"
+    return f"{document.get('schema')}//".split("/")[1]
 
 
 def version(document: Document) -> str:
@@ -94,12 +101,12 @@ def tiles(document: Document) -> str:
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
-def compare(views: Sequence[Shown], table: Sequence[Document]) -> str:
+def compare(views: Sequence[Shown], listed: Sequence[Document]) -> str:
     """Pictures side by side, under a slider, one over the other, and their difference."""
     if not views:
         return ""
     who = list(views[0].pictures["color"])
-    decibels = {str(row.get("name")): row.get("psnr") for row in table}
+    decibels = {str(row.get("name")): row.get("psnr") for row in listed}
     kinds = [
         (k, t) for k, t in (("color", "Colour"), ("depth", "Depth"), ("opacity", "Opacity")) if k in views[0].pictures
     ]
@@ -206,18 +213,26 @@ def metrics(document: Document, pictured: set[str]) -> str:
 
 
 def photographs(document: Document) -> str:
-    """What real photographs say, where the document has that."""
+    """What real photographs say, where the document has that: of one field, or of several beside one another."""
     images = _object(document, "images")
-    parts = {k: v for k, v in images.items() if isinstance(v, Mapping) and isinstance(v.get("views"), list)}
+    parts = {str(k): v for k, v in images.items() if isinstance(v, Mapping) and isinstance(v.get("views"), list)}
     parts = parts or ({"": images} if images else {})
-    out = []
-    for name, part in parts.items():
-        means: list[tuple[str, object]] = [(TITLES.get(k, str(k)), show(k, v)) for k, v in part.items() if is_number(v)]
-        told: list[tuple[str, object]] = [(str(k), v) for k, v in part.items() if isinstance(v, str)]
+    merged: dict[str, dict[str, Any]] = {}
+    means: list[tuple[str, object]] = []
+    told: dict[str, object] = {}
+    for who, part in parts.items():
+        for said in (part, _object(part, "dataset")):
+            told |= {k: plain(v) for k, v in said.items() if isinstance(v, str) or k == "frames"}
+        found = {**{k: v for k, v in part.items() if k not in ("size", "pixel_offset")}, **_object(part, "metrics")}
+        means += [(title(f"{k} {who}".strip()), show(k, v)) for k, v in found.items() if is_number(v)]
         listed = part.get("views")
-        out.append((f"<h3>{esc(name)}</h3>" if name else "") + pairs([*told, *means]))
-        out.append(table([r for r in listed if isinstance(r, Mapping)], set()) if isinstance(listed, list) else "")
-    return _section("Against real photographs", "".join(out), name="images")
+        for n, row in enumerate(listed if isinstance(listed, list) else []):
+            if isinstance(row, Mapping):
+                name = str(row.get("name", n))
+                kept = {f"{k} {who}".strip(): v for k, v in row.items() if k not in NO_METRIC}
+                merged.setdefault(name, {"name": name}).update(kept)
+    listing = table(list(merged.values()), set())
+    return _section("Against real photographs", pairs([*told.items(), *means]) + listing, name="images")
 
 
 # -- below -------------------------------------------------------------------------------------------------------------
@@ -287,10 +302,10 @@ def notes(document: Document) -> str:
 def reproduce(document: Document, command: str, again: str) -> str:
     """The command, the machine and what was used of it, and the document itself."""
     out = ""
-    for title, text in (("What was typed", command), ("The same steps again, whatever the clock says", again)):
+    for name, text in (("What was typed", command), ("The same steps again, whatever the clock says", again)):
         if text:
             out += (
-                f'<h3>{title}</h3><div class="command"><pre>{esc(text)}</pre><button type="button">copy</button></div>'
+                f'<h3>{name}</h3><div class="command"><pre>{esc(text)}</pre><button type="button">copy</button></div>'
             )
     used = [
         ("time", duration(document["seconds"]) if is_number(document.get("seconds")) else None),
