@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pvdconvert.cli import checks, complete, options
+from pvdconvert.cli import checks, complete, options, reporting
 from pvdconvert.cli.interrupt import Interrupt
 from pvdconvert.cli.output import emit, say
-from pvdconvert.errors import OutputError, UsageError
+from pvdconvert.errors import UsageError
+
+if TYPE_CHECKING:
+    from pvdconvert.data import Dataset
+    from pvdconvert.progress import Progress
+    from pvdconvert.report.html import View
 
 PRESETS = ("fast", "balanced", "best")
 SAMPLINGS = ("occupancy", "hierarchical")
 SPLITS = ("train", "val", "test")
+SHOWN = 6
+"""Views whose pictures a page shows."""
 
 
 @options.expanded
@@ -90,9 +97,7 @@ def command(
         str | None,
         typer.Option("--replay", metavar="STEPS", help="Run exactly the steps that a report's 'replay' lists."),
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE.json", help="Also write the report there, as JSON.")
-    ] = None,
+    report: reporting.Report = None,
     json: options.Json = False,
     progress: options.ProgressMode = "auto",
     quiet: options.Quiet = False,
@@ -133,8 +138,7 @@ def command(
     suffix = layout.suffixes[0] if layout.suffixes else ""
     path = out or checks.output(checks.derived(dataset, name, suffix), force=force, source=dataset, suffix=suffix)
     checks.resumable(path, resume)
-    if report is not None and checks.output(report, force=force, suffix=".json").resolve() == path.resolve():
-        raise UsageError("--report and -o name the same file")
+    illustrated = reporting.checked(report, force=force, out=path)
     pictures = open_dataset(dataset, background=read.background, bounds=read.bounds, downscale=downscale)
     frames = pictures.split(split)
     try:
@@ -168,11 +172,11 @@ def command(
                 progress=bar,
                 stop=interrupt.stop,
             )
+        judged, album = _judged(path, pictures, compute.device, bar) if illustrated else ({}, [])
     finally:
         bar.close()
     document = result.to_json()
-    if report is not None:
-        _write(report, document)
+    reporting.save(report, {**document, **judged}, album)
     if json:
         emit(document)
     elif not quiet:
@@ -182,12 +186,25 @@ def command(
             say(line)
 
 
-def _write(path: Path, document: dict[str, object]) -> None:
-    import json
+def _judged(path: Path, pictures: Dataset, device: str, bar: Progress) -> tuple[dict[str, Any], list[View]]:
+    """For a page: figures and pictures of what was written on a few views that it was not trained on."""
+    from pvdconvert.evaluation import Judged, evaluate
+    from pvdconvert.loading import choose_device, open_field
+    from pvdconvert.prepare import prepare
+    from pvdconvert.report.html import View
 
-    from pvdconvert.cli.output import clean
+    split = next((name for name in ("test", "val") if pictures.splits.get(name)), None)
+    if split is None:
+        return {}, []
+    album: list[View] = []
 
-    try:
-        path.write_text(json.dumps(clean(document), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+    def keep(view: Judged) -> None:
+        colors = {"image": view.truth, "field": view.picture}
+        album.append(View(view.name, colors, {"field": view.depth}, {"field": view.opacity}))
+
+    where = choose_device(device)
+    loaded = open_field(path, device=where)
+    prepared = prepare(loaded.field, loaded.scene, device=where, progress=bar)
+    found = evaluate(prepared, pictures, split, views=min(SHOWN, len(pictures.split(split))), keep=keep, progress=bar)
+    told = found.to_json()
+    return {"metrics": told["metrics"], "views": told["views"], "protocol": f"{found.protocol}, split {split}"}, album
