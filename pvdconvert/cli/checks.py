@@ -13,9 +13,11 @@ from pvdconvert.errors import InputError, OutputError, PluginError, RequestError
 
 if TYPE_CHECKING:
     from pvdconvert.cameras import Camera
+    from pvdconvert.data import Dataset
     from pvdconvert.identify import Identified
     from pvdconvert.plugin import FormatSpec, Parts, ReadOptions
     from pvdconvert.registry import Registry
+    from pvdconvert.scene import Scene
 
 REFUSALS = (InputError, UnknownError, UnsafeError, RequestError)
 """What a file is refused with, as opposed to what is wrong with the command line or the installation."""
@@ -149,6 +151,19 @@ def cameras(path: Path) -> tuple[Camera, ...]:
     from pvdconvert.data.opening import open_cameras
 
     return open_cameras(path)
+
+
+def pictures(path: Path, scene: Scene, *splits: str) -> Dataset:
+    """The dataset of ``--images``, which has ``splits`` and can be brought to a field of ``scene``."""
+    source(path)
+    from pvdconvert.data.opening import open_dataset
+    from pvdconvert.placing import placed
+
+    dataset = open_dataset(path, ndc=True if scene.ray_space.kind == "ndc" else None)
+    for name in ("test", *splits):
+        dataset.split(name)
+    placed(dataset, scene)
+    return dataset
 
 
 def recognised(registry: Registry, path: Path, from_: str | None) -> Identified:

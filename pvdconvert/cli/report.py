@@ -31,9 +31,11 @@ def lines(document: Mapping[str, Any], *, where: str = "", verbose: bool = False
         out += ["", *_stages(stages)]
     if document.get("fidelity"):
         out += ["", *fidelity(document["fidelity"])]
+    if document.get("images"):
+        out += ["", *images(document["images"])]
     if document.get("via"):
         out += ["", _via(document["via"])]
-    notes = document.get("notes") or []
+    notes = [*(document.get("notes") or []), *(document.get("images") or {}).get("notes", [])]
     if notes:
         out += ["", *(f"{style('note', 'yellow')}  {text}" for text in notes)]
     if verbose and document.get("replay"):
@@ -57,6 +59,19 @@ def fidelity(values: Mapping[str, Any], title: str = "PSNR against the teacher")
         if values.get(key) is not None:
             rows.append((f"  {text}", f"{values[key]:>9.4g}"))
     return [style(title, "bold") + over, *block(rows)]
+
+
+def images(values: Mapping[str, Any]) -> list[str]:
+    """Teacher and student on real pictures, side by side."""
+    teacher, student = values["teacher"], values["student"]
+    data, count = teacher["dataset"], len(teacher["views"])
+    over = f" ({count} of {data['frames']} pictures of split {data['split']}, at most {teacher['size']} px)"
+    rows = []
+    for name, title in (("psnr", "PSNR dB"), ("ssim", "SSIM"), ("flip", "FLIP"), ("lpips", "LPIPS")):
+        if name in teacher["metrics"]:
+            pair = [end["metrics"][name] for end in (teacher, student)]
+            rows.append([f"  {title}", *(decibel(v) if name == "psnr" else f"{v:.4f}" for v in pair)])
+    return [style("on real pictures", "bold") + over, *table(["", "teacher", "student"], rows, right=(1, 2))]
 
 
 def side(values: Mapping[str, Any], verbose: bool = False) -> str | None:

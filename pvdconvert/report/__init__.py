@@ -36,6 +36,7 @@ class Report:
     stages: list[StageReport] = dataclasses.field(default_factory=list)
     fidelity: dict[str, Any] | None = None
     via: dict[str, Any] | None = None
+    images: dict[str, Any] | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     cpu_seconds: float = 0.0
