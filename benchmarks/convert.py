@@ -5,9 +5,9 @@
     python benchmarks/convert.py --from nerf --to tensorf plenoxels --budget 60s
 
 Every conversion is a process of the real command line under cProfile. What cProfile books to built-in functions
-(torch's operators) and to the files of ``kernels/`` is time in kernels and GEMMs; the rest is Python around them, and cProfile
-makes that part look larger than it is. Tables go to benchmarks/results/convert.{md,json}; pairs that are not run keep
-their earlier figures.
+(torch's operators) and to the files of ``kernels/`` is time in kernels and GEMMs; the rest is Python around them, and
+cProfile makes that part look larger than it is. Tables go to benchmarks/results/convert.{md,json}; pairs that are
+not run keep their earlier figures.
 """
 
 from __future__ import annotations
