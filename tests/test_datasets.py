@@ -218,6 +218,10 @@ def test_nsvf_without_prefixes_holds_out(tmp_path: Path) -> None:
     expect_seen(dataset)
 
 
+def test_nsvf_of_train_pictures_alone_holds_out(tmp_path: Path) -> None:
+    assert counts(open_dataset(made.nsvf(tmp_path, {"train": made.orbit(9)}))) == {"train": 7, "test": 2}
+
+
 def test_transforms(tmp_path: Path) -> None:
     k = np.array([[61.0, 0, 25.5], [0, 57.0, 18.0], [0, 0, 1]])
     dataset = open_dataset(made.transforms(tmp_path, made.orbit(17), k=k, aabb_scale=2))
@@ -259,6 +263,12 @@ def test_the_cube_of_instant_ngp(tmp_path: Path, extra: dict[str, Any], box: Box
     got = open_dataset(made.transforms(tmp_path, made.orbit(3), **extra)).box
     assert got is not None
     np.testing.assert_allclose([got.min, got.max], [box.min, box.max])
+
+
+def test_a_scene_that_is_looked_at_from_one_side_has_no_guessed_box(tmp_path: Path) -> None:
+    dataset = open_dataset(made.transforms(tmp_path, facing(0.0)))
+    assert dataset.box is None
+    assert any("the box is unknown" in note for note in dataset.notes)
 
 
 def test_mitsuba_cameras_look_the_other_way(tmp_path: Path) -> None:

@@ -151,6 +151,11 @@ CASES: list[tuple[Make, Harm, str]] = [
     (transforms, remove("images"), "none of its 4 pictures is there"),
     (blender, resize("train/r_1.png", (13, 10)), "r_1.png: the picture is 13 x 10, its camera 12 x 10"),
     (transforms, resize("images/frame_2.png", (6, 5)), "frame_2.png: the picture is 6 x 5, its camera 12 x 10"),
+    (
+        transforms,
+        lambda p: (edit(f"{JSON}/1", file_path="a.exr")(p), write("a.exr", "v/1")(p), None)[2],
+        "a.exr: not a r",
+    ),
     (blender, write("train/r_1.png", "no picture"), "r_1.png: not a readable picture"),
     (blender, write("train/r_1.png", "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "r_1.png: not a readable"),
     (blender, write("train/r_1.png", bomb(12, 10)), "r_1.png: the picture is truncated"),

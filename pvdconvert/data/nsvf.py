@@ -86,6 +86,8 @@ def _splits(shots: list[Shot], options: Options) -> tuple[dict[str, list[Shot]],
         splits[_PREFIX[prefix]].append(shot)
     if splits["test"]:
         return splits, []
+    if not splits["val"]:
+        return hold_out(shots, options)
     return {"train": splits["train"], "test": splits["val"]}, ["no pictures 2_*: the test pictures are 1_*"]
 
 

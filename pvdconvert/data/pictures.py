@@ -37,7 +37,7 @@ class Header(NamedTuple):
 
 def found(path: Path) -> Path | None:
     """The picture ``path``, which may lack its suffix; None where there is none."""
-    names = [path] if path.suffix.lower() in SUFFIXES else []
+    names = [path]
     names += [path.with_name(path.name + s) for t in SUFFIXES for s in (t, t.upper())]
     for candidate in names:
         try:
