@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
@@ -24,72 +25,50 @@ DATA = Path(os.environ.get("PVDCONVERT_DATA", HERE.parent.parent / "shared" / "d
 VIEWS = ("r_0", "r_48", "r_100", "r_148")
 
 
-def cameras(size: int) -> dict[str, Any]:
-    """The real test cameras, by name, ``size`` pixels (bmild: no half-pixel offset)."""
-    import dataclasses
+def real() -> Any:
+    """The real pictures, with rays as the official weights have them (no half-pixel offset)."""
+    from pvdconvert.data.opening import open_dataset
 
-    from pvdconvert.cameras import load_transforms
-
-    path = DATA / "images" / "nerf_synthetic_lego400" / "transforms_test.json"
-    names = [Path(f["file_path"]).name for f in json.loads(path.read_text())["frames"]]
-    loaded = [dataclasses.replace(c, offset=0.0) for c in load_transforms(path)]
-    return {n: c.resized(size, size) for n, c in zip(names, loaded)}
+    return open_dataset(DATA / "images" / "nerf_synthetic_lego400", offset=0.0)
 
 
-def real_image(name: str) -> Any:
-    """[400, 400, 3] in [0, 1], straight alpha over white."""
-    import numpy as np
-    from PIL import Image
-
-    path = DATA / "images" / "nerf_synthetic_lego400" / "test" / f"{name}.png"
-    rgba = np.asarray(Image.open(path), dtype=np.float64) / 255
-    return rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
-
-
-def shoot(prepared: Any, camera: Any, step: float) -> Any:
-    from pvdconvert.render.images import render_camera, to_uint8
-
-    image = render_camera(prepared.field, prepared.scene, camera, prepared.occupancy, step)
-    return to_uint8(image.rgb, prepared.scene.color_space)
-
-
-def judge(path: Path, source: Path, step: float | None = None) -> dict[str, Any]:
-    """dB of the student at ``path``: on 50 real images at 400 px, and against the teacher on four views at 200 px."""
-    import numpy as np
-
+def ready(path: Path) -> Any:
     from pvdconvert.loading import open_field
-    from pvdconvert.metrics import psnr
     from pvdconvert.prepare import prepare
 
-    ready = []
-    for file in (source, path):
-        loaded = open_field(file)
-        ready.append(prepare(loaded.field, loaded.scene))
-    teacher, student = ready
-    step = step or teacher.step
-    small, large = cameras(200), cameras(400)
-    against = [psnr(shoot(teacher, small[v], step), shoot(student, small[v], step)) for v in VIEWS]
-    real = {n: psnr(real_image(n), shoot(student, c, step)) for n, c in large.items()}
-    out = {
-        "teacher_views": float(np.mean(against)),
-        "real_50": float(np.mean(list(real.values()))),
-        "real_4": float(np.mean([real[v] for v in VIEWS])),
+    loaded = open_field(path)
+    return prepare(loaded.field, loaded.scene)
+
+
+def against_images(field: Any, views: tuple[str, ...] | None = None) -> dict[str, float]:
+    """view -> dB against the real picture at 400 px."""
+    from pvdconvert.evaluation import evaluate
+
+    rows = evaluate(field, real(), views=views, metrics=("psnr",)).views
+    return {Path(row["name"]).name: row["psnr"] for row in rows}
+
+
+def judge(path: Path, source: Path) -> dict[str, Any]:
+    """dB of the student at ``path``: on 50 real images at 400 px, and against the teacher on four views at 200 px."""
+    from pvdconvert import metrics
+    from pvdconvert.placing import choose
+
+    teacher, student = ready(source), ready(path)
+    student.step = teacher.step
+    cameras = [f.camera.resized(200, 200) for f in choose(real().split("test"), VIEWS, "lego")]
+    options = {"cameras": cameras, "box": teacher.box, "step": teacher.step}
+    one = metrics.views(teacher.field, teacher.scene, occupancy=teacher.occupancy, **options)
+    measured = against_images(student)
+    return {
+        "teacher_views": mean(one.compare(student.field, student.occupancy).views),
+        "real_50": mean(measured.values()),
+        "real_4": mean(measured[v] for v in VIEWS),
     }
-    return out
 
 
 def teacher_real(source: Path) -> float:
     """dB of the teacher itself on the four real views at 400 px."""
-    import numpy as np
-
-    from pvdconvert.loading import open_field
-    from pvdconvert.metrics import psnr
-    from pvdconvert.prepare import prepare
-
-    loaded = open_field(source)
-    ready = prepare(loaded.field, loaded.scene)
-    large = cameras(400)
-    return float(np.mean([psnr(real_image(v), shoot(ready, large[v], ready.step)) for v in VIEWS]))
+    return mean(against_images(ready(source), VIEWS).values())
 
 
 def main() -> None:
