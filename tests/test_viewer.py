@@ -473,5 +473,8 @@ def test_two_fields_in_a_browser(serving: Viewer, browser: Browser) -> None:
         assert np.allclose(camera.position, third.position, atol=1e-3)
         assert np.allclose(np.abs(poses.wxyz_of(third) @ camera.wxyz), 1.0, atol=1e-4)
         page.get_by_role("button", name="reset view").click()
-        page.wait_for_timeout(1000)
+        for _ in range(120):
+            if np.allclose(camera.position, serving.home.position, atol=1e-3):
+                break
+            page.wait_for_timeout(250)
         assert np.allclose(camera.position, serving.home.position, atol=1e-3)

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,15 +121,22 @@ def test_pages_of_other_servers_get_nothing(served: Served) -> None:
 
 
 def at_rest(page: Page) -> str:
-    """Wait for the sharpest picture, and for the page to show it; the line of numbers."""
+    """Wait for the sharpest picture; the line of numbers."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         lines = [line for line in page.inner_text("body").splitlines() if "samples" in line]
         if lines and "refining" not in lines[0]:
-            page.wait_for_timeout(1500)
             return lines[0]
         page.wait_for_timeout(200)
     raise AssertionError("the picture was never finished")
+
+
+def eventually(page: Page, holds: Callable[[NDArray[np.uint8]], bool]) -> NDArray[np.uint8]:
+    """The canvas once ``holds`` is true of it, which may take the browser a while on a busy machine; or as it is."""
+    end = time.monotonic() + 60.0
+    while not holds(picture := canvas(page)) and time.monotonic() < end:
+        page.wait_for_timeout(300)
+    return picture
 
 
 def canvas(page: Page) -> NDArray[np.uint8]:
@@ -149,40 +156,42 @@ def test_the_browser_shows_what_render_draws(
         page.add_style_tag(content=".mantine-Notifications-root {display: none}")  # "no GPU", over the picture
         page.get_by_text("samples").wait_for(timeout=1000 * PATIENCE)
         numbers = at_rest(page)
-        before = canvas(page)
-        height, width = before.shape[:2]
+        height, width = canvas(page).shape[:2]
         assert height == HEIGHT
         assert HEIGHT < width < WIDTH
         assert f"{width} x {height}" in numbers
         (square,) = orbit(sample, 1, HEIGHT, 30.0)  # of render, without options
         camera = dataclasses.replace(square, width=width, cx=width / 2)  # the same view, more of it to the sides
-        assert psnr(before, draw(sample, camera)) >= 25.0
+        reference = draw(sample, camera)
+        before = eventually(page, lambda picture: psnr(picture, reference) >= 25.0)
+        assert psnr(before, reference) >= 25.0
 
         page.mouse.move(width / 2, height / 2)
         page.mouse.down()
         page.mouse.move(width / 2 + 60, height / 2 - 30, steps=4)
         page.mouse.up()
+        after = eventually(page, lambda picture: psnr(picture, before) < 25.0)
+        assert psnr(after, before) < 25.0
         page.wait_for_timeout(1500)  # the camera glides to its rest
         at_rest(page)
-        after = canvas(page)
         with page.expect_download() as download:
             page.get_by_role("button", name="save camera").click()
         download.value.save_as(tmp_path / "transforms.json")
         (moved,) = load_transforms(tmp_path / "transforms.json")
         assert np.linalg.norm(moved.position - camera.position) > 0.1
-        reference = draw(sample, moved)
-        assert psnr(after, reference) >= 25.0
-        assert psnr(after, before) < 25.0
+        turned = draw(sample, moved)
+        after = eventually(page, lambda picture: psnr(picture, turned) >= 25.0)
+        assert psnr(after, turned) >= 25.0
+        assert psnr(turned, reference) < 25.0
 
         # Another channel needs no new picture; black where nothing is, white where something is.
         page.get_by_role("combobox", name="as").click()
         page.get_by_role("option", name="opacity", exact=True).click()
-        page.wait_for_timeout(1500)
-        opacity = canvas(page)
+        opacity = eventually(page, lambda picture: not picture[2, 2].any())
         assert opacity[2, 2].tolist() == [0, 0, 0]
         assert psnr(opacity, opacity[..., :1].repeat(3, axis=-1)) > 40.0
         covered = (opacity[..., 0] > 128).mean()
-        assert covered == pytest.approx((np.abs(reference.astype(int) - 255).sum(-1) > 60).mean(), abs=0.05)
+        assert covered == pytest.approx((np.abs(turned.astype(int) - 255).sum(-1) > 60).mean(), abs=0.05)
 
         with page.expect_download() as download:
             page.get_by_role("button", name="save picture").click()
