@@ -235,7 +235,7 @@ def test_sizes_double() -> None:
 def test_pictures_rise_to_exactly_what_render_draws(balls: tuple[Prepared, Prepared]) -> None:
     camera = front(64, 48)
     # 2 ms a ray: the first picture may have 0.1 s / 2 ms = 50 rays; 16 x 12 are too many, but no picture is smaller.
-    seen = list(frames(balls, camera, Layout(), Pace([2e-3, 2e-3])))
+    seen = list(frames(balls, camera, Layout(), Pace([2e-3] * 2, [0.0] * 2)))
     assert [(f.camera.width, f.camera.height, f.final) for f in seen] == [
         (16, 12, False),
         (32, 24, False),
@@ -258,8 +258,8 @@ def test_pictures_rise_to_exactly_what_render_draws(balls: tuple[Prepared, Prepa
 
 
 def test_the_first_picture_is_as_sharp_as_time_allows(balls: tuple[Prepared, Prepared]) -> None:
-    def first(seconds_per_ray: float, layout: Layout, seconds: float = 0.1) -> tuple[int, int]:
-        pace = Pace([seconds_per_ray, seconds_per_ray])
+    def first(seconds_per_ray: float, layout: Layout, seconds: float = 0.1, overhead: float = 0.0) -> tuple[int, int]:
+        pace = Pace([seconds_per_ray] * 2, [overhead] * 2)
         frame = next(frames(balls, front(64, 64), layout, pace, first=seconds))
         return frame.camera.width, frame.camera.height
 
@@ -268,18 +268,26 @@ def test_the_first_picture_is_as_sharp_as_time_allows(balls: tuple[Prepared, Pre
     assert first(5e-5, Layout("split")) == (32, 32)
     assert first(6e-5, Layout("difference")) == (16, 16)  # 1666 rays, and each pixel takes two
     assert first(5e-5, Layout(), seconds=0.3) == (64, 64)
+    # 80 ms before the first ray, 41 ms for 4096: late, but fewer rays would hardly be sooner; 164 ms are too late.
+    assert first(1e-5, Layout(), overhead=0.08) == (64, 64)
+    assert first(4e-5, Layout(), overhead=0.08) == (32, 32)
 
 
 def test_pace_learns_from_what_it_sees() -> None:
-    pace = Pace([1e-4])
+    pace = Pace([1e-4], [0.0])
     pace.note(0, 100, 4e-2)  # 4e-4 a ray: half way, by ratios, is 2e-4
     assert pace.expected([(0, front(10, 10))]) == pytest.approx(2e-2)
+    pace = Pace([1e-5], [0.03])  # 1000 rays: 0.04 s, three quarters of it overhead
+    pace.note(0, 1000, 0.64)  # 16 times as long: by ratios, half way is 4 times, shared 3 : 1
+    assert (pace.overhead[0], pace.seconds_per_ray[0]) == pytest.approx((0.03 * 4**0.75, 1e-5 * 4**0.25))
 
 
 def test_a_moving_camera_cancels_all_but_the_first_picture(balls: tuple[Prepared, Prepared]) -> None:
-    pace = Pace([1e-2, 1e-2])
+    pace = Pace([1e-2] * 2, [0.0] * 2)
     assert [f.camera.width for f in frames(balls, front(64, 64), Layout(), pace, cancelled=lambda: True)] == [16]
-    assert [f.camera.width for f in frames(balls, front(64, 64), Layout(), Pace([1e-2] * 2), deadline=0.0)] == [16]
+    assert [
+        f.camera.width for f in frames(balls, front(64, 64), Layout(), Pace([1e-2] * 2, [0.0] * 2), deadline=0.0)
+    ] == [16]
 
     asked: list[int] = []
 
@@ -287,7 +295,7 @@ def test_a_moving_camera_cancels_all_but_the_first_picture(balls: tuple[Prepared
         asked.append(1)
         return len(asked) > 1
 
-    work = Refinement(balls, front(64, 64), Layout(), Pace([1e-2, 1e-2]))
+    work = Refinement(balls, front(64, 64), Layout(), Pace([1e-2] * 2, [0.0] * 2))
     first = work.step(later)
     assert first is not None
     assert not asked  # the first picture does not even ask
@@ -306,7 +314,7 @@ def test_a_moving_camera_cancels_all_but_the_first_picture(balls: tuple[Prepared
 
 def test_two_fields_share_a_picture(balls: tuple[Prepared, Prepared]) -> None:
     def last(layout: Layout) -> NDArray[np.uint8]:
-        *_, frame = frames(balls, front(64, 48), layout, Pace([1e-6, 1e-6]))
+        *_, frame = frames(balls, front(64, 48), layout, Pace([1e-6] * 2, [0.0] * 2))
         return frame.picture(balls)
 
     red, blue = [255, 0, 0], [0, 0, 255]

@@ -29,31 +29,42 @@ _PATIENCE = 0.1
 
 @dataclasses.dataclass
 class Pace:
-    """Seconds that a ray of each field takes, as measured last."""
+    """How long pictures of each field take: so many seconds a ray, and ``overhead`` seconds however few there are."""
 
     seconds_per_ray: list[float]
+    overhead: list[float]
 
     @classmethod
-    def measured(cls, fields: Sequence[Prepared], camera: Camera, size: int = 32) -> Pace:
-        """Render ``camera``'s view ``size`` pixels wide, twice: the first call may compile kernels."""
-        small = camera.resized(size, size)
-        pace = []
+    def measured(cls, fields: Sequence[Prepared], camera: Camera, small: int = 16, large: int = 56) -> Pace:
+        """Render ``camera``'s view ``small`` and ``large`` pixels wide, after a first call that may compile kernels."""
+        rates, fixed = [], []
         for prepared in fields:
-            for _ in range(2):
+            times = []
+            for size in (small, small, large):
                 begin = time.perf_counter()
-                _render(prepared, small, _never)
-                spent = time.perf_counter() - begin
-            pace.append(max(spent, 1e-6) / (size * size))
-        return cls(pace)
+                _render(prepared, camera.resized(size, size), _never)
+                times.append(time.perf_counter() - begin)
+            rate = max(times[2] - times[1], 0.2 * times[2]) / (large**2 - small**2)
+            rates.append(rate)
+            fixed.append(max(times[1] - rate * small**2, 1e-4))
+        return cls(rates, fixed)
 
     def expected(self, panels: Sequence[tuple[int, Camera]]) -> float:
         """Seconds that these panels are likely to take."""
-        return sum(self.seconds_per_ray[index] * view.width * view.height for index, view in panels)
+        return sum(self.overhead[k] + self.seconds_per_ray[k] * view.width * view.height for k, view in panels)
+
+    def allowed(self, panels: Sequence[tuple[int, Camera]], first: float) -> float:
+        """Seconds that a first picture may take: ``first``, but fewer rays than cost the overhead gain nothing."""
+        return max(first, 2.0 * sum(self.overhead[k] for k, _ in panels))
 
     def note(self, index: int, rays: int, seconds: float) -> None:
-        """Half way to what was measured: views differ, and machines have moods."""
-        new = max(seconds, 1e-6) / max(rays, 1)
-        self.seconds_per_ray[index] = (self.seconds_per_ray[index] * new) ** 0.5
+        """Half way (by ratios) to what was measured, as views differ and machines have moods; what made up most of the
+        time is corrected most."""
+        fixed, rate = self.overhead[index], self.seconds_per_ray[index]
+        guess = fixed + rate * rays
+        ratio, share = max(seconds, 1e-6) / guess, fixed / guess
+        self.overhead[index] = fixed * ratio ** (0.5 * share)
+        self.seconds_per_ray[index] = rate * ratio ** (0.5 * (1.0 - share))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +114,8 @@ class Refinement:
         halvings = 0
         longest = max(camera.width, camera.height)
         views = camera
-        while pace.expected(layout.panels(views)) > first and longest / 2 ** (halvings + 1) >= SMALLEST:
+        limit = pace.allowed(layout.panels(camera), first)
+        while pace.expected(layout.panels(views)) > limit and longest / 2 ** (halvings + 1) >= SMALLEST:
             halvings += 1
             views = camera.resized(*sizes(camera.width, camera.height, halvings)[0])
         self._cameras = [camera.resized(w, h) for w, h in sizes(camera.width, camera.height, halvings)]
