@@ -20,7 +20,7 @@ from pvdconvert.errors import InputError
 from pvdconvert.lens import Lens, from_keys
 
 if TYPE_CHECKING:
-    from pvdconvert.scene import Box
+    from pvdconvert.scene import Box, RaySpace
 
 Array = NDArray[np.float64]
 
@@ -198,6 +198,20 @@ def sphere_directions(count: int, seed: int) -> Array:
 def sphere_cameras(box: Box, count: int, size: int, seed: int, *, fill: float = 0.66) -> tuple[Camera, ...]:
     """``count`` cameras on the full sphere around ``box``, each filled by it (see :func:`fit_camera`)."""
     return tuple(fit_camera(box, d, size, fill=fill) for d in sphere_directions(count, seed))
+
+
+def inside_cameras(space: RaySpace, count: int, size: int, seed: int, *, fov: float = 1.2) -> tuple[Camera, ...]:
+    """Square pseudo-views of a contracted (unbounded) scene: from 0.7 to 0.95 of the radius that is not moved, about
+    towards its centre, ``fov`` radians wide, so that what is far away fills the rest of the picture."""
+    rng = np.random.default_rng(seed)
+    center, focal = np.asarray(space.center), 0.5 * size / math.tan(0.5 * fov)
+    out = []
+    for direction in sphere_directions(count, seed):
+        position = center + space.radius * rng.uniform(0.7, 0.95) * direction
+        m = look_at(position, center + 0.15 * space.radius * rng.normal(size=3))
+        c2w = tuple(tuple(map(float, row)) for row in m)
+        out.append(Camera(size, size, focal, focal, size / 2, size / 2, c2w))
+    return tuple(out)
 
 
 def orbit_cameras(box: Box, count: int, size: int, *, elevation: float = 30.0, fill: float = 0.8) -> tuple[Camera, ...]:

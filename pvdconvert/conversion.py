@@ -107,6 +107,10 @@ class Conversion:
             "sha256": loaded.sha256,
             "reason": next((c.reason for c in loaded.candidates if c.format == loaded.format), ""),
         }
+        if loaded.scene.ray_space.kind == "contracted" and "*" not in self.registry.formats()[self.layout].spec.written:
+            raise RequestError(f"format {self.layout!r} cannot hold an unbounded scene", hint="leave --as away")
+        if loaded.scene.ray_space.kind == "contracted" and not self.method.unbounded:
+            raise RequestError(f"method {s.method} knows no unbounded scenes", hint="leave --method away")
         why = obstacle(loaded.parts, s.to, s.sets, s.max_mb, self.registry)
         if not why:
             try:

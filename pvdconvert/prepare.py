@@ -50,8 +50,10 @@ def prepare(
     progress = progress or Silent()
     where = torch.device(device)
     progress.stage("occupancy", None)
-    occupancy = build_occupancy(field, scene.box, seed=seed, progress=progress, device=where, seconds=seconds)
-    text = "not checked: rays lie in NDC"
+    occupancy = build_occupancy(
+        field, scene.box, seed=seed, progress=progress, device=where, seconds=seconds, space=scene.ray_space
+    )
+    text = f"not checked: rays lie in a warped space ({scene.ray_space.kind})"
     if scene.ray_space.kind == "world":
         found = None
         for attempt in range(3):

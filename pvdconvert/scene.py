@@ -88,30 +88,43 @@ class RaySpace:
     ``world``: the pinhole world. ``ndc``: normalised device coordinates of a forward-facing camera (LLFF): positions
     handed to the field are NDC positions, directions stay those of the un-warped world ray; ``width``, ``height``
     (pixels), ``focal`` (pixels) and ``near`` (world units) define the warp.
+
+    ``contracted``: an unbounded world, drawn into radius 2 (mip-NeRF 360); positions handed to the field are contracted
+    ones, lengths and directions stay the world's. ``norm`` ("l2": a ball; "linf": a cube), ``center`` and ``radius``
+    (world units) of the part that is not moved define the map.
     """
 
-    kind: Literal["world", "ndc"] = "world"
+    kind: Literal["world", "ndc", "contracted"] = "world"
     width: float | None = None
     height: float | None = None
     focal: float | None = None
     near: float | None = None
+    norm: Literal["l2", "linf"] = "l2"
+    center: Vec3 = (0.0, 0.0, 0.0)
+    radius: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RaySpace:
-        if data.get("kind", "world") not in ("world", "ndc"):
-            raise InputError(f"ray space: unknown kind {data['kind']!r}", hint="known: world, ndc")
-        return cls(**{f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data})
+        if data.get("kind", "world") not in ("world", "ndc", "contracted"):
+            raise InputError(f"ray space: unknown kind {data['kind']!r}", hint="known: world, ndc, contracted")
+        if data.get("norm", "l2") not in ("l2", "linf"):
+            raise InputError(f"ray space: unknown norm {data['norm']!r}", hint="known: l2, linf")
+        given = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}
+        given["center"] = _vec3(data.get("center", (0.0, 0.0, 0.0)), "center of the ray space")
+        given["radius"] = float(data.get("radius", 1.0))
+        if not 0 < given["radius"] < float("inf"):
+            raise InputError(f"ray space: radius {given['radius']} is not a length")
+        return cls(**given)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scene:
     """Everything a renderer must know beside the field.
 
-    box             where the field is defined; rays are clipped to it
-    contraction     "none", or the name of a map from unbounded space into ``box``
+    box             where the field is defined; rays are clipped to it. In NDC and contracted: of the warped space
     world           4x4, row-major: scene coordinates -> the coordinates of the dataset that the source was trained on
     background      rgb in [0, 1] composited behind the field, or None if the file does not say (then white is used)
     color_space     "srgb" or "linear": the space in which colours are stored and composited
@@ -123,7 +136,6 @@ class Scene:
     """
 
     box: Box
-    contraction: str = "none"
     world: tuple[tuple[float, ...], ...] = IDENTITY
     background: Vec3 | None = None
     color_space: Literal["srgb", "linear"] = "srgb"
@@ -141,14 +153,16 @@ class Scene:
 
     @property
     def clip(self) -> tuple[float | None, float | None]:
-        """near and far for any camera: those of NDC; (None, None) in the world, where the box alone clips."""
+        """near and far for any camera: those of NDC; near alone where space is contracted, because cameras stand among
+        what they see; (None, None) in the world, where the box alone clips."""
+        if self.ray_space.kind == "contracted":
+            return self.near, None
         return (self.near, self.far) if self.ray_space.kind == "ndc" else (None, None)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; the inverse of :meth:`from_json`."""
         return {
             "box": self.box.to_json(),
-            "contraction": self.contraction,
             "world": [list(row) for row in self.world],
             "background": None if self.background is None else list(self.background),
             "color_space": self.color_space,
@@ -170,7 +184,6 @@ class Scene:
                 raise InputError(f"color space: unknown {color_space!r}", hint="known: srgb, linear")
             return cls(
                 box=Box.from_json(data["box"]),
-                contraction=str(data.get("contraction", "none")),
                 world=tuple(tuple(float(v) for v in row) for row in data.get("world", IDENTITY)),
                 background=None if background is None else _vec3(background, "background"),
                 color_space=color_space,

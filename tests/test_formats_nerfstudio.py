@@ -17,7 +17,7 @@ from pvdconvert.errors import InputError
 from pvdconvert.identify import identify
 from pvdconvert.loading import Loaded, open_field
 from pvdconvert.plugin import Parts, ReadOptions
-from pvdconvert.scene import Box
+from pvdconvert.scene import Box, RaySpace
 from pvdconvert_formats.nerfstudio import Nerfstudio, probe
 from tests.nerfstudio_files import config, linear, nerfacto_torch, saved
 from tests.peers import check_points, check_views, oracle
@@ -99,15 +99,18 @@ def test_density_has_the_unit_of_the_config(tmp_path: Path, said: float | None, 
     assert read(path).config["density_scale"] == scale
 
 
-def test_contraction_is_read_where_it_changes_nothing(tmp_path: Path) -> None:
+def test_a_contracted_scene_is_all_of_space_or_cropped_where_nothing_moves(tmp_path: Path) -> None:
     path = saved(tmp_path, nerfacto_torch(), model={"disable_scene_contraction": False})
-    for bounds in (None, Box.cube(1.5)):
-        with pytest.raises(InputError, match=r"contracted.*--bounds=-1,-1,-1,1,1,1"):
-            read(path, bounds=bounds)
+    with pytest.raises(InputError, match=r"contracted.*--bounds=-1,-1,-1,1,1,1"):
+        read(path, bounds=Box.cube(1.5))
+    whole = read(path)
+    assert whole.config["box"] == [[-2.0] * 3, [2.0] * 3]  # u = (contracted + 2) / 4 (layouts 7.1)
+    assert whole.scene.box == Box.cube(2.0)
+    assert whole.scene.ray_space == RaySpace("contracted", norm="linf")
     parts = read(path, bounds=Box.cube(1.0))
     assert parts.config["box"] == [[-2.0] * 3, [2.0] * 3]  # u = (p + 2) / 4 where |p| < 1 (layouts 7.1)
     assert parts.scene.box == Box.cube(1.0)
-    assert parts.scene.contraction == "none"
+    assert parts.scene.ray_space.kind == "world"
     assert any("cropped" in note for note in parts.notes)
 
 

@@ -335,8 +335,6 @@ def test_rates_are_those_of_the_single_architectures() -> None:
 
 
 def test_what_cannot_be_held_is_refused() -> None:
-    with pytest.raises(InputError, match=r"hybrid: .*contraction 'sphere'"):
-        P.build({}, Scene(Box.cube(1.0), contraction="sphere"), 0)
     with pytest.raises(RequestError, match="output layout needs vm_rank=4"):
         P.plan(AnalyticScene().facts(), Budget("fast"), Limits(fixed={"vm_rank": 4}), {"vm_rank": 5})
 

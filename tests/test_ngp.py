@@ -347,11 +347,6 @@ def test_bad_configurations_are_named(changes: dict[str, Any], message: str) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_a_contracted_scene_is_refused() -> None:
-    with pytest.raises(InputError, match="contraction"):
-        Ngp().build(SMALL, dataclasses.replace(SCENE, contraction="mip360"), 0)
-
-
 def test_bad_tensors_are_named() -> None:
     config, tensors = Ngp().save(small())
     cases: list[tuple[dict[str, Tensor], str]] = [

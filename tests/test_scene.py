@@ -42,7 +42,6 @@ cameras = st.builds(
 scenes = st.builds(
     Scene,
     box=boxes(),
-    contraction=st.sampled_from(["none", "mip360"]),
     world=st.tuples(*[st.tuples(finite, finite, finite, finite)] * 4),
     background=st.none() | unit_colors,
     color_space=st.sampled_from(["srgb", "linear"]),
@@ -50,7 +49,15 @@ scenes = st.builds(
     far=optional,
     step=optional,
     ray_space=st.builds(
-        RaySpace, kind=st.sampled_from(["world", "ndc"]), width=optional, height=optional, focal=optional, near=optional
+        RaySpace,
+        kind=st.sampled_from(["world", "ndc", "contracted"]),
+        width=optional,
+        height=optional,
+        focal=optional,
+        near=optional,
+        norm=st.sampled_from(["l2", "linf"]),
+        center=st.tuples(finite, finite, finite),
+        radius=positive,
     ),
     cameras=st.lists(cameras, max_size=3).map(tuple),
     assumed=st.lists(st.sampled_from(["box", "near", "background"]), unique=True).map(tuple),

@@ -13,7 +13,7 @@ from pathlib import Path
 from pvdconvert.containers import Manifest, torch_zip_writer
 from pvdconvert.errors import InputError
 from pvdconvert.plugin import Config, FormatBase, FormatSpec, LazyTensor, Limits, Match, Parts, ReadOptions
-from pvdconvert.scene import IDENTITY, Box, Scene
+from pvdconvert.scene import IDENTITY, Box, RaySpace, Scene
 from pvdconvert_formats import _nerfstudio_field as nerfacto
 from pvdconvert_formats import _nerfstudio_other as other
 from pvdconvert_formats import _nerfstudio_write as writer
@@ -98,8 +98,9 @@ class Nerfstudio(FormatBase):
     def _nerfacto(
         self, state: Mapping[str, LazyTensor], run: Run, options: ReadOptions, method: str, where: str
     ) -> tuple[str, Config, dict[str, LazyTensor], Scene, tuple[str, ...], tuple[str, ...]]:
-        grid_box, scene_box, notes = _boxes(_aabb(state, where), run, options, where)
         acc = method == "nerfacto"
+        grid_box, scene_box, notes = _boxes(_aabb(state, where), run, options, acc, where)
+        all_of_space = scene_box is CONTRACTED
         average = run.get("use_average_appearance_embedding", True) if acc else False
         shown, said = nerfacto.constants(state, options.extra.get("appearance"), average, where)
         config, tensors = nerfacto.field(state, run, shown, where)
@@ -117,7 +118,9 @@ class Nerfstudio(FormatBase):
         if background is None:
             notes = (*notes, "behind its last sample the program repeats that sample's colour: no background is set")
         near, far = run.span(("near_plane", "far_plane"))
-        scene = Scene(scene_box, background=background, near=near, far=far, step=step, world=run.world or IDENTITY)
+        space = RaySpace("contracted", norm="linf") if all_of_space else RaySpace()
+        world = run.world or IDENTITY
+        scene = Scene(scene_box, world=world, background=background, near=near, far=far, step=step, ray_space=space)
         return "ngp", config, tensors, scene, assumed, notes
 
     def _tensorf(
@@ -165,13 +168,18 @@ def _aabb(state: Mapping[str, LazyTensor], where: str) -> Box:
         raise InputError(f"{where}: field.aabb: {error}") from error
 
 
-def _boxes(aabb: Box, run: Run, options: ReadOptions, where: str) -> tuple[Box, Box, tuple[str, ...]]:
-    """(the grid's box, the scene's box, notes). Contracted scenes are read where contraction changes nothing."""
+def _boxes(aabb: Box, run: Run, options: ReadOptions, unbounded: bool, where: str) -> tuple[Box, Box, tuple[str, ...]]:
+    """(the grid's box, the scene's box, notes). A contracted scene is unbounded, or cropped where nothing is moved.
+
+    unbounded  the method's samples follow the contraction; instant-ngp's grids of cells lie in the world
+    """
     if run.get("disable_scene_contraction", False):
         return aabb, options.bounds or aabb, ()
+    if options.bounds is None and unbounded:
+        return CONTRACTED, CONTRACTED, ()
     if options.bounds is None or max(abs(v) for v in (*options.bounds.min, *options.bounds.max)) > 1:
         raise InputError(
-            f"{where}: its scene is contracted (unbounded): only its part within -1..1 can be read",
+            f"{where}: its scene is contracted (unbounded): it can be cropped within -1..1 only",
             hint="add --bounds=-1,-1,-1,1,1,1 or a smaller box: density outside of it is dropped",
         )
     return CONTRACTED, options.bounds, ("contracted scene: cropped to --bounds, what lies outside is dropped",)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pvdconvert.errors import InputError
 from pvdconvert.field import RadianceField
 from pvdconvert.nn.mlp import MLP
 from pvdconvert.nn.planes import truncated_exp
@@ -31,8 +30,6 @@ class HybridField(RadianceField):
 
     def __init__(self, options: HybridOptions, scene: Scene, seed: int = 0) -> None:
         super().__init__()
-        if scene.contraction != "none":
-            raise InputError(f"hybrid: a scene with contraction {scene.contraction!r} does not fit this architecture")
         self.options = options
         self.box = scene.box if options.box is None else Box.from_json(options.box)
         self.register_buffer("low", torch.tensor(self.box.min), persistent=False)

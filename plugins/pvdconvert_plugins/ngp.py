@@ -116,8 +116,6 @@ class Ngp(ArchitectureBase):
 
     def build(self, config: Config, scene: Scene, seed: int) -> NgpField:
         options = parse({**config, "mask": None})
-        if scene.contraction != "none":
-            raise InputError(f"ngp: a scene with contraction {scene.contraction!r} does not fit this architecture")
         spec = grid_spec(options)
         if options.index_rule == "torch-ngp":
             # Said explicitly: they come from a float64 power that another machine may round differently.

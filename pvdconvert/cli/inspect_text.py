@@ -82,11 +82,13 @@ def _scene(scene: Mapping[str, Any]) -> list[list[str]]:
     ray, box = scene["ray_space"], scene["box"]
     sides = [b - a for a, b in zip(box["min"], box["max"], strict=True)]
     warp = ", ".join(f"{k} {number(ray[k])}" for k in ("width", "height", "focal", "near") if ray.get(k) is not None)
+    if ray["kind"] == "contracted":
+        still = f"{number(ray['radius'])} of {_vector(ray['center'])}"
+        warp = f"all of space, {ray['norm']} norm, nothing moved within {still}"
     cameras = scene["cameras"]
     rows = [
         ("box", f"{_vector(box['min'])} .. {_vector(box['max'])}, sides {_vector(sides)} world units"),
         ("world", _world(scene["world"])),
-        ("contraction", None if scene["contraction"] == "none" else scene["contraction"]),
         ("ray_space", None if ray["kind"] == "world" else ray["kind"] + (f" ({warp})" if warp else "")),
         ("density", "per world unit"),
         ("background", _vector(scene["background"]) if scene["background"] else "not said, white is used"),

@@ -136,7 +136,7 @@ class Distiller:
         share = 4 if s.whole_space else 8
         free = torch.randint(len(s.free_x), (self.batch // share,), generator=self.generator).to(self.device)
         sigma = s.free_sigma[free]
-        dt = torch.full_like(sigma, s.step)
+        dt = s.lengths(s.free_x[free])
         return s.free_x[free], sigma, dt.masked_fill_(sigma == 0, s.scene.box.longest) if s.whole_space else dt
 
     def _rays(self) -> Tensor:

@@ -105,6 +105,7 @@ class Method:
     labels       share of the budget for asking the teacher before the first step
     projects     the student starts in closed form where its architecture has one
     resumes      what was interrupted can go on
+    unbounded    it knows contracted scenes
     spreads      several processes can share its work
     """
 
@@ -115,6 +116,7 @@ class Method:
     labels: float = 0.35
     projects: bool = True
     resumes: bool = True
+    unbounded: bool = True
     spreads: bool = True
 
     def trainer(self, lesson: Lesson) -> Trainer:
@@ -139,6 +141,7 @@ METHODS = {
             _SCOUTING,
             projects=False,
             resumes=False,
+            unbounded=False,
             spreads=False,
         ),
         Method(
@@ -149,6 +152,7 @@ METHODS = {
             _SCOUTING,
             projects=False,
             resumes=False,
+            unbounded=False,
             spreads=False,
         ),
     )

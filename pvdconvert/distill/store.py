@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pvdconvert.field import RadianceField
+from pvdconvert.render.contracted import stretch
 from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.scene import Scene
 
@@ -67,6 +68,12 @@ class Store:
         """[M] int64: the ray of each sample."""
         counts = self.offsets[1:] - self.offsets[:-1]
         return torch.repeat_interleave(torch.arange(self.rays, device=self.d.device), counts)
+
+    def lengths(self, x: Tensor) -> Tensor:
+        """[N] world length of a step at ``x`` [N, 3]."""
+        if self.scene.ray_space.kind != "contracted":
+            return torch.full_like(x[:, 0], self.step)
+        return self.step * stretch(x, self.scene.ray_space)
 
     def colored_samples(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(x [C,3], d [C,3], rgb [C,3], weight [C]) of the samples whose colour was asked, and from another side."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pvdconvert.cameras import Camera, look_at
+from pvdconvert.cameras import Camera, inside_cameras, look_at
 from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.scene import Box, RaySpace, Scene
 
@@ -83,12 +83,14 @@ def draw_rays(
 ) -> tuple[Tensor, Tensor]:
     """Origins and unit directions [count, 3], world, deterministic in ``seed``.
 
-    Without ``cameras``: from the full sphere around ``box`` (forward-facing for NDC scenes). With them: 70 % through
-    them and between them, the rest from the sphere, so that no side is left to chance.
+    Without ``cameras``: from the full sphere around ``box`` (forward-facing for NDC scenes, from inside for contracted
+    ones). With them: 70 % through them and between them, the rest from the sphere, so that no side is left to chance.
     """
     rng = np.random.default_rng(seed)
     if scene.ray_space.kind == "ndc":
         return _camera_rays(cameras or forward_cameras(scene.ray_space, 64, 64, seed), count, rng)
+    if scene.ray_space.kind == "contracted":
+        return _camera_rays(cameras or inside_cameras(scene.ray_space, 256, 64, seed), count, rng)
     if not cameras:
         return _sphere_rays(box, occupancy, count, rng)
     own = int(0.7 * count)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pvdconvert.cameras import Camera, sphere_cameras
+from pvdconvert.cameras import Camera, inside_cameras, sphere_cameras
 from pvdconvert.field import RadianceField
 from pvdconvert.metrics.pictures import CAP, psnr, ssim
 from pvdconvert.progress import Progress
@@ -34,7 +34,7 @@ def held_out_cameras(
     """The cameras of ``fidelity/1``: ``count`` views, ``size`` pixels along the longer side.
 
     On the full sphere around ``box`` (the occupied box, which fills two thirds of the height); for a scene with cameras
-    of its own, or in NDC, :func:`between_cameras`.
+    of its own, or in NDC, :func:`between_cameras`; for a contracted scene, from inside of what is not moved.
     """
     space = scene.ray_space
     if scene.cameras:
@@ -45,6 +45,8 @@ def held_out_cameras(
         w, h, f = space.width, space.height, space.focal
         mean = Camera(round(w), round(h), f, f, w / 2, h / 2, pose, offset=0.0)
         return between_cameras((mean,), count, size, seed, shift=0.1 * (space.near or 1.0))
+    if space.kind == "contracted":
+        return inside_cameras(space, count, size, seed)
     return sphere_cameras(box, count, size, seed)
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from pvdconvert.errors import RequestError
 from pvdconvert.field import RadianceField
 from pvdconvert.progress import Progress, Silent
+from pvdconvert.render.contracted import reachable, stretch
 from pvdconvert.render.occupancy import Occupancy
-from pvdconvert.scene import Box
+from pvdconvert.scene import Box, RaySpace
 
 COARSE = 64
 ALPHA = 0.01
@@ -118,6 +119,7 @@ def build_occupancy(
     device: torch.device | None = None,
     seconds: float = 6.0,
     flops_per_second: float = 5e10,
+    space: RaySpace = RaySpace(),  # noqa: B008 (frozen)
 ) -> Occupancy:
     """Occupied cells of ``field`` in ``box``, ``resolution`` of them along its longest side (64, 128, 256, ...).
 
@@ -133,6 +135,9 @@ def build_occupancy(
         coarse = resample(support, coarse)
     else:
         coarse.grid.fill_(1)
+    if space.kind == "contracted":
+        low = coarse.origin + coarse.grid.new_ones(coarse.grid.shape).nonzero() * coarse.cell
+        coarse.grid &= reachable(low, low + coarse.cell, space).reshape(coarse.grid.shape)
 
     def affordable(cells: int, low: int, high: int) -> int:
         cost = max(1.0, cells * field.flops_per_point) / flops_per_second
@@ -141,7 +146,7 @@ def build_occupancy(
     points = affordable(coarse.count, 1, 16)
     index = coarse.grid.nonzero()
     peak = peak_density(field, coarse, points, generator)
-    keep = 1.0 - torch.exp(-peak * coarse.cell) > ALPHA
+    keep = 1.0 - torch.exp(-peak * _side(coarse, index, space)) > ALPHA
     progress.note(f"occupancy: {len(index)} coarse cells asked at {points} points, {int(keep.sum())} occupied")
     grid = torch.zeros_like(coarse.grid)
     kept = index[keep]
@@ -162,13 +167,20 @@ def build_occupancy(
         points = affordable(fine.count, 2, 16)
         index = fine.grid.nonzero()
         peak = peak_density(field, fine, points, generator)
-        kept = index[1.0 - torch.exp(-peak * fine.cell) > ALPHA]
+        kept = index[1.0 - torch.exp(-peak * _side(fine, index, space)) > ALPHA]
         grid = torch.zeros_like(fine.grid)
         grid[kept[:, 0], kept[:, 1], kept[:, 2]] = 1
         fine = Occupancy(fine.origin, fine.cell, dilate(grid))
         if support is not None:
             fine.grid &= resample(support, fine).grid
     return tight(fine)
+
+
+def _side(cells: Occupancy, index: Tensor, space: RaySpace) -> Tensor | float:
+    """Length of a cell's side, world units: of each cell where space is contracted."""
+    if space.kind != "contracted":
+        return cells.cell
+    return cells.cell * stretch(cells.origin + (index + 0.5) * cells.cell, space)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,12 +17,14 @@ from pvdconvert.field import RadianceField
 from pvdconvert.kernels.composite import ray_sum
 from pvdconvert.kernels.march import march, ray_box
 from pvdconvert.kernels.wavefront import Wave, Weighed, take, weigh
+from pvdconvert.render import contracted
 from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.scene import Box, RaySpace
 
 CANDIDATES = 1 << 24
 """Bound on marched samples held at once: about 30 bytes each."""
 
+_BENT = 1 << 14  # rays of a contracted scene that are marched at a time
 _SLOW = 1e5  # FLOP a point from which an evaluation that turns out needless costs more than a round of bookkeeping
 
 
@@ -129,7 +131,7 @@ def trace(
     return Trace(
         offsets=offsets,
         t=t,
-        dt=torch.full_like(t, step),
+        dt=torch.cat([p.dt for p in parts]),
         x=torch.cat([p.x for p in parts]),
         d=d,
         sigma=torch.cat([p.sigma for p in parts]),
@@ -177,6 +179,7 @@ class _Part:
     ray_depth: Tensor
     counts: Tensor
     t: Tensor
+    dt: Tensor
     x: Tensor
     sigma: Tensor
     weight: Tensor
@@ -205,6 +208,13 @@ class _Tracer:
         view = d
         near, far = 0.0 if self.near is None else self.near, torch.inf if self.far is None else self.far
         scale = torch.ones_like(o[:, 0])
+        phase = torch.full_like(scale, 0.5) if jitter is None else jitter.to(scale)
+        if ray_space.kind == "contracted":
+            for part in torch.split(torch.arange(len(o), device=o.device), _BENT):
+                args = (self.occupancy, self.step, phase[part], ray_space, near, far)
+                offsets, t, dt = contracted.march(o[part], d[part], *args)
+                yield self._part(o[part], d[part], view[part], offsets, t, dt, ray_space)
+            return
         if ray_space.kind == "ndc":
             # Measured along the warped ray: density times this length is what the source programs composite.
             o, d = ndc_rays(o, d, ray_space)
@@ -215,15 +225,24 @@ class _Tracer:
         t0 = torch.maximum(t0, near * scale)
         t1 = torch.minimum(t1, far * scale)
         t1 = torch.maximum(t0, t1)
-        phase = torch.full_like(t0, 0.5) if jitter is None else jitter.to(t0)
         bound = ((t1 - t0) / self.step).double().cumsum(0)
         group = torch.div(bound, self.candidates, rounding_mode="floor").long()
         for size in torch.unique_consecutive(group, return_counts=True)[1].tolist() or [0]:
-            yield self._part(o[:size], d[:size], view[:size], t0[:size], t1[:size], phase[:size])
+            offsets, t = march(o[:size], d[:size], t0[:size], t1[:size], self.occupancy, self.step, phase[:size])
+            yield self._part(o[:size], d[:size], view[:size], offsets, t)
             o, d, view, t0, t1, phase = o[size:], d[size:], view[size:], t0[size:], t1[size:], phase[size:]
 
-    def _part(self, o: Tensor, d: Tensor, view: Tensor, t0: Tensor, t1: Tensor, phase: Tensor) -> _Part:
-        offsets, t = march(o, d, t0, t1, self.occupancy, self.step, phase)
+    def _part(
+        self,
+        o: Tensor,
+        d: Tensor,
+        view: Tensor,
+        offsets: Tensor,
+        t: Tensor,
+        dt: Tensor | None = None,
+        bent: RaySpace | None = None,
+    ) -> _Part:
+        """Samples ``t`` of some rays. ``dt``: their lengths where they differ; ``bent``: how space is contracted."""
         wave = Wave.start(o, d, t, offsets)
         rgb = torch.zeros_like(o)
         log = _Log(t.shape[0] if self.keep else 0, t)
@@ -232,7 +251,7 @@ class _Tracer:
         while live.numel():
             ahead = min(high, max(low, self.chunk_points // live.numel()), self.chunk_points)
             for rays in torch.split(live, max(1, self.chunk_points // ahead)):
-                self._ask(wave, rays, ahead, view, rgb, log)
+                self._ask(wave, rays, ahead, view, rgb, log, dt, bent)
             live = live[(wave.left[live] >= self.stop) & (wave.cursor[live] < wave.end[live])]
         backdrop = torch.tensor([float(v) for v in self.backdrop], dtype=rgb.dtype, device=rgb.device)
         rgb += (1 - wave.colored)[:, None] * backdrop
@@ -241,19 +260,34 @@ class _Tracer:
         counts = place[1:] - place[:-1]
         ray = torch.repeat_interleave(torch.arange(o.shape[0], device=o.device), counts)
         t = t[keep]
+        dt = torch.full_like(t, self.step) if dt is None else dt[keep]
         x = o[ray] + t[:, None] * d[ray]
-        return _Part(rgb, wave.opacity, wave.depth, counts, t, x, sigma, weight, color, colored)
+        x = x if bent is None else contracted.contract(x, bent)
+        return _Part(rgb, wave.opacity, wave.depth, counts, t, dt, x, sigma, weight, color, colored)
 
-    def _ask(self, wave: Wave, rays: Tensor, ahead: int, view: Tensor, rgb: Tensor, log: _Log) -> None:
+    def _ask(
+        self,
+        wave: Wave,
+        rays: Tensor,
+        ahead: int,
+        view: Tensor,
+        rgb: Tensor,
+        log: _Log,
+        dt: Tensor | None,
+        bent: RaySpace | None,
+    ) -> None:
         """Ask the field for the next ``ahead`` samples of ``rays``, and colour what shows."""
         offsets, index, x = take(wave, rays, ahead)
+        x = x if bent is None else contracted.contract(x, bent)
         latent = self.field.encode(x)
         sigma = self.field.density(latent).to(x.dtype)
         if torch.isnan(sigma).any():
             raise RequestError(
                 "the field answers NaN for density", hint="pvdconvert inspect FILE shows which weights are NaN"
             )
-        found = weigh(wave, rays, offsets, index, sigma, self.step, self.stop, self.threshold)
+        # Compositing knows one length; where they differ, density carries the ratio.
+        thick = sigma if dt is None else sigma * (dt[index] / self.step)
+        found = weigh(wave, rays, offsets, index, thick, self.step, self.stop, self.threshold)
         color = x.new_zeros((0, 3))
         if found.pick.numel():
             ray = torch.repeat_interleave(rays, found.pick_offsets[1:] - found.pick_offsets[:-1])

@@ -85,7 +85,9 @@ class _Gif:
             self.file.write(b"GIF89a" + struct.pack("<HHBBB", width, height, 0, 0, 0))
             self.file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")  # for ever
         single = io.BytesIO()
-        Image.fromarray(frame).quantize(256, method=Image.Quantize.MEDIANCUT).save(single, "GIF", optimize=False, interlace=0)
+        Image.fromarray(frame).quantize(256, method=Image.Quantize.MEDIANCUT).save(
+            single, "GIF", optimize=False, interlace=0
+        )
         palette, bits, data = _taken_apart(single.getvalue())
         # Hundredths of a second; rounded so that the whole lasts as long as it should.
         begin, end = (round(100 * k / self.fps) for k in (self.count, self.count + 1))
