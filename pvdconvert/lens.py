@@ -23,6 +23,8 @@ FARTHEST = 1e3
 """Tangent beyond which no pinhole sees."""
 TINY = 1e-14
 """Coefficients below it bend nothing."""
+CLOSE = 1e-12
+"""Picture coordinates that are equal: a millionth of a millionth of the focal length."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +156,7 @@ class Lens:
         angle = np.minimum(reach, self._limit)
         for _ in range(60):
             error = self._bent(angle) - reach
-            if np.abs(error).max(initial=0.0) < 1e-14:
+            if np.abs(error).max(initial=0.0) < CLOSE:
                 break
             high, low = np.where(error > 0, angle, high), np.where(error <= 0, angle, low)
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -166,7 +168,7 @@ class Lens:
         """Newton's method; a step that does not come nearer is halved, and none leaves the rising part of the map."""
         p = self._within(uv)
         miss = self._miss(p, uv)
-        todo = np.nonzero(miss > 1e-13)[0]
+        todo = np.nonzero(miss > CLOSE)[0]
         for _ in range(60):
             if not len(todo):
                 break
@@ -187,7 +189,7 @@ class Lens:
                     break
                 scale *= 0.5
             p[todo], miss[todo] = best, nearest
-            todo = todo[(nearest > 1e-13) & (nearest < old)]
+            todo = todo[(nearest > CLOSE) & (nearest < old)]
         return p, miss
 
     def _within(self, p: Array) -> Array:
