@@ -118,7 +118,8 @@ def test_what_no_position_contracts_to_is_never_asked() -> None:
 
     def density(x: Tensor) -> Tensor:
         asked.append(x)
-        return 5.0 * (x.norm(dim=-1) < 0.5)
+        inside: Tensor = x.norm(dim=-1) < 0.5
+        return 5.0 * inside
 
     build_occupancy(FunctionField(density, lambda x, d: x), ALL, space=L2, resolution=64)
     assert float(torch.cat(asked).norm(dim=-1).max()) < 2.0 + 4 / 64 * math.sqrt(3)
