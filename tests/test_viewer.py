@@ -145,14 +145,14 @@ def test_views_of_an_ndc_scene_stay_before_it() -> None:
     away = Camera(50, 50, 50.0, 50.0, 25.0, 25.0, poses.rows(look_at((9.0, -1.0, -7.0), (-9.0, -1.0, -7.0))))
     held, moved = poses.confined(away, space)
     assert moved
-    # |x|, |y| <= near, z in front of half of it; turned from -z towards -x by 30 degrees and no further.
-    assert np.allclose(held.position, (2.0, -1.0, -1.0))
-    assert np.allclose(-np.asarray(held.c2w)[:, 2], (-0.5, 0.0, -math.sqrt(0.75)))
+    # Within 0.35 near distances; turned from -z towards -x by 12 degrees and no further.
+    assert np.allclose(held.position, (0.7, -0.7, -0.7))
+    assert np.allclose(-np.asarray(held.c2w)[:, 2], (-0.2079117, 0.0, -0.9781476))
     assert (held.rays()[1][:, 2] < 0).all()
     wide = Camera(50, 50, 10.0, 10.0, 25.0, 25.0, away.c2w)  # corners at atan(3.54) = 74.2 degrees: swing 10.8 at most
     assert (poses.confined(wide, space)[0].rays()[1][:, 2] < 0).all()
     behind = Camera(50, 50, 50.0, 50.0, 25.0, 25.0, poses.rows(np.diag([-1.0, 1.0, -1.0, 0.0])[:3]))
-    assert poses.confined(behind, space)[0].c2w[2][2] == pytest.approx(math.sqrt(0.75))
+    assert poses.confined(behind, space)[0].c2w[2][2] == pytest.approx(0.9781476)
     assert poses.confined(away, RaySpace()) == (away, False)
 
 

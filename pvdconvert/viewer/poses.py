@@ -22,8 +22,9 @@ FLIP = np.array([1.0, -1.0, -1.0])
 """OpenGL's camera axes are OpenCV's times this."""
 ELEVATION, FILL, FOV = 30.0, 0.8, 0.7
 """The first view is that of ``pvdconvert render``: degrees above the horizon, share of the height, field of view."""
-REACH, SWING = 1.0, math.radians(30.0)
-"""Views of an NDC scene stay within so many near distances of the mean camera, and turn away from -z by so much."""
+REACH, SWING = 0.35, math.radians(12.0)
+"""Views of an NDC scene stay within so many near distances of the mean camera, and turn away from -z by so much: where
+the photographs of such scenes are taken. Beyond, a field shows what nobody ever taught it."""
 STEEPEST = math.radians(85.0)
 LEVEL = math.cos(math.radians(25.0))
 
@@ -136,13 +137,12 @@ def confined(camera: Camera, space: RaySpace) -> tuple[Camera, bool]:
     """``camera``, or in NDC the nearest one from which the warp is defined; and whether it had to move.
 
     An NDC scene is seen from around the mean camera (the origin, looking along -z): positions within :data:`REACH` near
-    distances and not in front of half of it, turned by at most :data:`SWING`, and never so far that the rays of a
-    corner run sideways.
+    distances along each axis, turned by at most :data:`SWING`, and never so far that the rays of a corner run sideways.
     """
     if space.kind != "ndc":
         return camera, False
     m, near = np.asarray(camera.c2w, dtype=np.float64), space.near or 1.0
-    position = np.clip(m[:, 3], (-REACH * near, -REACH * near, -0.5 * near), REACH * near)
+    position = np.clip(m[:, 3], -REACH * near, REACH * near)
     corner = math.hypot(0.5 * camera.width / camera.fx, 0.5 * camera.height / camera.fy)
     swing = max(0.0, min(SWING, STEEPEST - math.atan(corner)))
     forward = -m[:, 2]
