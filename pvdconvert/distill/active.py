@@ -37,8 +37,8 @@ POINTS = 0.3
 SOLID = 0.5
 """Opacity below which a ray has no such samples."""
 
-SCORED = 16
-"""Pixels a side of the lattice on which every pose of an epoch is scored, all by the same student."""
+SCORED = 1 / 16
+"""Share of a step's rays in the lattice on which every pose of an epoch is scored: 16 x 16 of 4096."""
 
 SHARED = 0.5
 """Weight of rays that stand for the hard tenth together with as many others: counted fully they would bias the loss."""
@@ -164,9 +164,9 @@ class ActivePaper(Paper):
     @torch.no_grad()
     def score(self, cameras: list[Camera]) -> list[float]:
         """dB of the student against the teacher on the same lattice of pixels of every pose, all of one moment."""
-        out = []
+        out, side = [], max(4, int(math.sqrt(SCORED * self.options.rays)))
         for camera in cameras:
-            o, d = (v.to(self.device) for v in views.fixed_rays(camera, SCORED))
+            o, d = (v.to(self.device) for v in views.fixed_rays(camera, side))
             background = torch.tensor(self.scene.backdrop, device=self.device).expand(len(o), 3)
             s = views.sample(
                 self.scene, self.cells, o, d, terms.STEP * self.unit, torch.full((len(o),), 0.5, device=self.device)

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pvdconvert.cameras import Camera, look_at
+from pvdconvert.distill.sampling import in_cells, segments
 from pvdconvert.distill.views import forward_cameras
-from pvdconvert.kernels.march import march, ray_box
 from pvdconvert.render.occupancy import Occupancy
-from pvdconvert.render.trace import ndc_rays
 from pvdconvert.scene import Box, Scene
 
 EPOCH = 312
@@ -124,17 +123,10 @@ class Samples:
 @torch.no_grad()
 def sample(scene: Scene, occupancy: Occupancy, o: Tensor, d: Tensor, step: float, jitter: Tensor) -> Samples:
     """Points every ``step`` along rays ``o``, ``d`` [R, 3] in occupied cells, shifted by ``jitter`` [R] of a step."""
-    view, scale = d, torch.ones_like(d[:, 0])
-    near, far = scene.clip[0] or 0.0, torch.inf if scene.clip[1] is None else scene.clip[1]
-    if scene.ray_space.kind == "ndc":
-        o, d = ndc_rays(o, d, scene.ray_space)
-        scale = d.norm(dim=-1)
-        d, far = d / scale[:, None], min(far, 1.0)
-    t0, t1 = ray_box(o, d, occupancy.box)
-    t0, t1 = torch.maximum(t0, near * scale), torch.minimum(t1, far * scale)
-    offsets, t = march(o, d, t0, torch.maximum(t0, t1), occupancy, step, jitter)
-    ray = torch.repeat_interleave(torch.arange(len(o), device=o.device), offsets[1:] - offsets[:-1])
-    return Samples(o[ray] + t[:, None] * d[ray], ray, offsets, view, step)
+    # Pseudo-views are clipped by the box alone: near and far are those of the scene's own cameras.
+    clipped = dataclasses.replace(scene, near=scene.clip[0], far=scene.clip[1])
+    found = in_cells(segments(o, d, clipped, occupancy.box), occupancy, step, jitter)
+    return Samples(found.x, found.ray, found.offsets, d, step)
 
 
 def _turn(axis: int, angle: float) -> NDArray[np.float64]:
