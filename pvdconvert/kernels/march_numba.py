@@ -15,8 +15,9 @@ from pvdconvert.kernels.cpu import use_threads
 if TYPE_CHECKING:
     from pvdconvert.kernels.march import Cells
 
-BLOCK = 4
-"""Cells a side of the blocks in which empty space is skipped."""
+# Empty space is skipped in blocks of 4 and of 16 cells a side.
+RUNS = 4
+"""Runs of samples side by side that the first pass remembers of each ray."""
 
 # No fastmath: lattice points must round as in the truth, and infinities are part of the walk.
 
@@ -47,14 +48,16 @@ def _leave(a: Any, inverse: Any, low: Any, size: Any) -> Any:
 
 @numba.njit(parallel=True, error_model="numpy", cache=True)
 def _blocks(grid: Any, out: Any) -> None:
-    """Which blocks of BLOCK^3 cells hold an occupied one."""
+    """Which blocks of 4^3 cells hold an occupied one."""
     nx, ny, nz = grid.shape
     for x in numba.prange(out.shape[0]):
-        for i in range(x * BLOCK, min(nx, (x + 1) * BLOCK)):
+        for i in range(x * 4, min(nx, x * 4 + 4)):
             for j in range(ny):
-                for k in range(nz):
-                    if grid[i, j, k]:
-                        out[x, j // BLOCK, k // BLOCK] = 1
+                line, into = grid[i, j], out[x, j >> 2]
+                for k in range(nz >> 2):
+                    into[k] |= line[4 * k] | line[4 * k + 1] | line[4 * k + 2] | line[4 * k + 3]
+                for k in range(nz & ~3, nz):
+                    into[k >> 2] |= line[k]
 
 
 @numba.njit(parallel=True, error_model="numpy", cache=True)
@@ -67,15 +70,16 @@ def _march(
     origin: Any,
     grid: Any,
     blocks: Any,
+    coarse: Any,
     scale: Any,
     step: Any,
-    start: Any,
+    runs: Any,
     offsets: Any,
     out: Any,
 ) -> None:
-    """First pass (``out`` empty): the first sample's place and the number of samples, to start[r] and offsets[r + 1].
+    """First pass (``out`` empty): the number of samples, to offsets[r + 1]; places and lengths of the first RUNS runs.
 
-    Second pass: the samples, to out[offsets[r]:offsets[r + 1]].
+    Second pass: the samples, to out[offsets[r]:offsets[r + 1]]. Only rays with more runs are walked again, behind them.
     """
     nx, ny, nz = grid.shape
     write = out.shape[0] > 0
@@ -88,11 +92,17 @@ def _march(
         enter, leave = _clip(np.float64(ay), np.float64(by), ny, enter, leave)
         enter, leave = _clip(np.float64(az), np.float64(bz), nz, enter, leave)
         ix, iy, iz = _inverse(bx), _inverse(by), _inverse(bz)
-        at, count = offsets[r], 0
+        at, count, run, behind = offsets[r], 0, -1, -1
         todo = enter < leave
-        k = 0
+        k: Any = 0
         if write:
-            k, todo = start[r], offsets[r + 1] > at
+            for i in range(RUNS):
+                k = np.int64(runs[r, i, 0])
+                for _ in range(runs[r, i, 1]):
+                    out[at + count] = (np.float32(k) + shift) * step + first
+                    count += 1
+                    k += 1
+            todo = at + count < offsets[r + 1]
         elif todo:
             k = max(0, math.floor((enter - first) * rate) - 2)
         while todo:
@@ -102,21 +112,30 @@ def _march(
             x, y, z = math.floor(ax + t * bx), math.floor(ay + t * by), math.floor(az + t * bz)
             if x < 0 or y < 0 or z < 0 or x >= nx or y >= ny or z >= nz:
                 k += 1
+                continue
+            size = 1
+            if not coarse[x >> 4, y >> 4, z >> 4]:
+                size, x, y, z = 16, x & ~15, y & ~15, z & ~15
+            elif not blocks[x >> 2, y >> 2, z >> 2]:
+                size, x, y, z = 4, x & ~3, y & ~3, z & ~3
             elif grid[x, y, z]:
                 if write:
                     out[at + count] = t
                     todo = at + count + 1 < offsets[r + 1]
-                elif count == 0:
-                    start[r] = k
+                else:
+                    if k != behind and run < RUNS:
+                        run += 1
+                        if run < RUNS:
+                            runs[r, run, 0] = k
+                    if run < RUNS:
+                        runs[r, run, 1] += 1
+                    behind = k + 1
                 count += 1
                 k += 1
-            else:
-                size = 1
-                if not blocks[x // BLOCK, y // BLOCK, z // BLOCK]:
-                    size, x, y, z = BLOCK, x // BLOCK * BLOCK, y // BLOCK * BLOCK, z // BLOCK * BLOCK
-                end = min(_leave(ax, ix, x, size), _leave(ay, iy, y, size), _leave(az, iz, z, size), leave + step)
-                # First lattice point behind the empty cells; the slack lets rounding add a look, never skip a sample.
-                k = max(k + 1, math.ceil((end - first) * rate - shift - 0.01))
+                continue
+            end = min(_leave(ax, ix, x, size), _leave(ay, iy, y, size), _leave(az, iz, z, size), leave + step)
+            # First lattice point behind the empty cells; the slack lets rounding add a look, never skip a sample.
+            k = max(k + 1, math.ceil((end - first) * rate - shift - 0.01))
         if not write:
             offsets[r + 1] = count
 
@@ -127,10 +146,13 @@ def march_numba(
     """See :func:`pvdconvert.kernels.march.march`; counts first, then fills, in parallel over rays."""
     use_threads()
     grid = occ.grid.contiguous().numpy()
-    blocks = np.zeros([-(-n // BLOCK) for n in grid.shape], dtype=np.uint8)
+    blocks = np.zeros([-(-n // 4) for n in grid.shape], dtype=np.uint8)
+    coarse = np.zeros([-(-n // 4) for n in blocks.shape], dtype=np.uint8)
     _blocks(grid, blocks)
+    _blocks(blocks, coarse)
+    runs = np.zeros((o.shape[0], RUNS, 2), dtype=np.int32)
     arrays: list[Any] = [v.detach().contiguous().numpy() for v in (o, d, t0, t1, jitter, occ.origin)]
-    arrays += [grid, blocks, np.float32(1.0 / occ.cell), np.float32(step), np.zeros(o.shape[0], dtype=np.int64)]
+    arrays += [grid, blocks, coarse, np.float32(1.0 / occ.cell), np.float32(step), runs]
     offsets = np.zeros(o.shape[0] + 1, dtype=np.int64)
     _march(*arrays, offsets, np.empty(0, dtype=np.float32))  # type: ignore[call-arg]
     np.cumsum(offsets, out=offsets)
