@@ -94,7 +94,7 @@ def _suggest(first: str, args: list[str]) -> None:
 def _shadowed(first: str, args: list[str]) -> None:
     """A file named like a command, clearly meant as a file."""
     targets = [a for a in args[1:] if a in ("-t", "--to") or a.startswith("--to=")]
-    if first not in (DEFAULT, "batch") and targets:
+    if first not in (DEFAULT, "batch", "train") and targets:
         what = "convert the file" if os.path.lexists(first) else "convert a file"
         raise UsageError(
             f"{first!r} is a command, and does not take {targets[0].split('=')[0]}",
