@@ -173,7 +173,7 @@ def packed(device: str) -> tuple[Tensor, Tensor]:
 
 def composite_case(device: str) -> Case:
     offsets, tau = packed(device)
-    rgb = uniform(len(tau), 3, device=device)
+    rgb = uniform(len(tau), 3, grad=True, device=device)
     counts = offsets.diff()
 
     def naive() -> Tensor:
@@ -185,7 +185,7 @@ def composite_case(device: str) -> Case:
 
     variants = {
         "naive torch": ("torch", naive),
-        **twins(device, lambda: ray_sum(render_weights(tau, offsets)[0][:, None] * rgb, offsets)),
+        **twins(device, lambda: ray_sum(rgb, offsets, render_weights(tau, offsets)[0])),
     }
     nerfacc = importable("nerfacc")
     if device == "cuda" and nerfacc is not None:
@@ -197,7 +197,7 @@ def composite_case(device: str) -> Case:
             return nerfacc.accumulate_along_rays(w, rgb, ray, len(counts))  # type: ignore[no-any-return]
 
         variants["nerfacc"] = ("auto", theirs)
-    return [tau], variants
+    return [tau, rgb], variants
 
 
 def update_case(device: str, cells: int = 128**3, points: int = 1 << 18) -> Case:

@@ -109,6 +109,25 @@ def test_gradient_through_one_output_only() -> None:
     torch.testing.assert_close(tau.grad, torch.tensor([-second, math.exp(-0.5)]))
 
 
+@pytest.mark.parametrize("channels", [0, 3])
+def test_weighted_sums_and_their_gradients(channels: int) -> None:
+    """Against the definition, ray by ray in float64; ``channels`` 0: values [S]."""
+    w, offsets = packed(3, rays=7)
+    values = torch.rand((len(w), channels) if channels else (len(w),), generator=torch.Generator().manual_seed(0))
+    up = torch.rand((7, channels) if channels else (7,), generator=torch.Generator().manual_seed(1))
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        a, b = w.to(dtype).requires_grad_(), values.to(dtype).requires_grad_()
+        if dtype == torch.float32:
+            out = ray_sum(b, offsets, a)
+        else:
+            each = a.view(-1, *[1] * (b.dim() - 1)) * b
+            out = torch.stack([each[i:j].sum(0) for i, j in zip(offsets[:-1].tolist(), offsets[1:].tolist())])
+        results.append([out.detach(), *torch.autograd.grad(out, [a, b], up.to(dtype))])
+    for mine, true in zip(*results):
+        torch.testing.assert_close(mine.double(), true, rtol=1e-5, atol=1e-5)
+
+
 def test_truth_passes_gradcheck() -> None:
     tau = torch.rand(9, dtype=torch.float64, requires_grad=True)
     offsets = torch.tensor([0, 4, 4, 9])

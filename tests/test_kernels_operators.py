@@ -81,6 +81,8 @@ def given(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
         "render_weights_backward": (random(9), random(3), offsets, random(9), random(3)),
         "ray_sum": (random(9, 2, grad=True), offsets),
         "ray_sum_backward": (random(3, 2), offsets, 9),
+        "ray_blend": (random(9, grad=True), random(9, 2, grad=True), offsets),
+        "ray_blend_backward": (random(3, 2), random(9), random(9, 2), offsets),
         "occupancy_update": (random(6), torch.tensor([1, 1, 4]), random(3), 0.5),
         "march": (
             torch.tensor([[-1.0, 0.5, 0.5]], dtype=dtype),
@@ -97,8 +99,9 @@ def given(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
 
 
 DIFFERENTIABLE = ["hashgrid", "vm", "cp", "voxel_gather", "voxel_gather_sh", "render_weights", "ray_sum"]
+DIFFERENTIABLE += ["ray_blend"]
 OTHERS = ["hashgrid_backward", "vm_backward", "cp_backward", "voxel_locate", "voxel_scatter", "voxel_scatter_sh"]
-OTHERS += ["render_weights_backward", "ray_sum_backward", "march", "occupancy_update"]
+OTHERS += ["render_weights_backward", "ray_sum_backward", "ray_blend_backward", "march", "occupancy_update"]
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE + OTHERS)
@@ -161,7 +164,7 @@ def test_operators_are_traced_whole() -> None:
         a = a + voxel_interp(x * 2, grid, table[:60, :1]).sum(1) + cp_sum(x, [v[:, :1] for v in lines])
         a = a + voxel_sh_color(x * 2, x[:, None, :1], grid, table.repeat(1, 2)[:60, :3]).sum((1, 2))
         w, end = render_weights(a.abs(), offsets)
-        return ray_sum(w[:, None] * x, offsets).sum(1) + end
+        return ray_sum(x, offsets, w).sum(1) + end
 
     x = torch.rand(7, 3)
     traced = torch.compile(everything, backend="aot_eager", fullgraph=True)

@@ -42,20 +42,25 @@ def render_weights_torch(tau: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     return w.to(tau.dtype), end.to(tau.dtype)
 
 
-def ray_sum(values: Tensor, offsets: Tensor) -> Tensor:
+def ray_sum(values: Tensor, offsets: Tensor, weight: Tensor | None = None) -> Tensor:
     """Sums over the samples of each ray: values [S, C] (or [S]), offsets [R+1] int64 -> [R, C] (or [R]).
 
-    Differentiable in ``values``; each ray is summed front to back, so equal inputs give equal bits. On the CPU torch's
-    segmented sum serves: about 1 ns a number on a core.
+    With ``weight`` [S], sums of ``weight * values`` (as for colours), without storing the products. Differentiable in
+    ``values`` and ``weight``; each ray is summed front to back, so equal inputs give equal bits.
     """
     flat = values.dim() == 1
     table = (values[:, None] if flat else values).contiguous()
-    if torch.compiler.is_compiling() or twin(values, offsets) == "triton":
-        out = _ray_sum(table, offsets)
+    tracing = torch.compiler.is_compiling()
+    result: Tensor
+    if weight is not None and (tracing or twin(values, weight, offsets) != "torch"):
+        result = _ray_blend(weight, table, offsets)
     else:
-        out = torch.segment_reduce(table, "sum", offsets=offsets, axis=0, initial=0)
-    result: Tensor = out[:, 0] if flat else out
-    return result
+        table = table if weight is None else weight[:, None] * table
+        if tracing or twin(table, offsets) == "triton":
+            result = _ray_sum(table, offsets)
+        else:  # on the CPU torch's segmented sum serves: about 1 ns a number on a core
+            result = torch.segment_reduce(table, "sum", offsets=offsets, axis=0, initial=0)
+    return result[:, 0] if flat else result
 
 
 # ------------------------------------------------------------------------------------ the operators that torch knows
@@ -110,6 +115,31 @@ def _run_sum_backward(grad: Tensor, offsets: Tensor, samples: int) -> Tensor:
     return torch.repeat_interleave(grad, offsets[1:] - offsets[:-1], dim=0, output_size=samples)
 
 
+def _run_blend(weight: Tensor, values: Tensor, offsets: Tensor) -> Tensor:
+    if twin(weight, values, offsets) == "numba":
+        from pvdconvert.kernels import composite_numba
+
+        return composite_numba.ray_blend(weight, values, offsets)
+    return _run_sum(weight[:, None] * values, offsets)
+
+
+def _run_blend_backward(grad: Tensor, weight: Tensor, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    if twin(grad, weight, values, offsets) == "numba":
+        from pvdconvert.kernels import composite_numba
+
+        return composite_numba.ray_blend_backward(grad, weight, values, offsets)
+    each = _run_sum_backward(grad, offsets, len(weight))
+    return (each * values).sum(1), each * weight[:, None]
+
+
+def _save_blend(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _blend_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    return (*_ray_blend_backward(grad, *ctx.saved_tensors), None)
+
+
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*output, inputs[1])
 
@@ -150,4 +180,16 @@ _ray_sum = define(
     lambda values, offsets: values.new_empty(offsets.shape[0] - 1, values.shape[1]),
     save=_save_sum,
     backward=_sum_backward,
+)
+_ray_blend_backward = define(
+    "ray_blend_backward(Tensor grad, Tensor weight, Tensor values, Tensor offsets) -> (Tensor, Tensor)",
+    _run_blend_backward,
+    lambda grad, weight, values, offsets: (weight.new_empty(weight.shape), values.new_empty(values.shape)),
+)
+_ray_blend = define(
+    "ray_blend(Tensor weight, Tensor values, Tensor offsets) -> Tensor",
+    _run_blend,
+    lambda weight, values, offsets: values.new_empty(offsets.shape[0] - 1, values.shape[1]),
+    save=_save_blend,
+    backward=_blend_backward,
 )

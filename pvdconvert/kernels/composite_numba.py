@@ -51,6 +51,25 @@ def _backward(w: Any, end: Any, offsets: Any, grad_w: Any, grad_end: Any, grad: 
             behind += np.float64(w[i]) * grad_w[i]
 
 
+@numba.njit(parallel=True, error_model="numpy", cache=True)
+def _blend(weight: Any, values: Any, offsets: Any, out: Any) -> None:
+    for r in numba.prange(out.shape[0]):
+        for i in range(offsets[r], offsets[r + 1]):
+            for c in range(out.shape[1]):
+                out[r, c] += weight[i] * values[i, c]
+
+
+@numba.njit(parallel=True, error_model="numpy", cache=True)
+def _blend_backward(grad: Any, weight: Any, values: Any, offsets: Any, grad_weight: Any, grad_values: Any) -> None:
+    for r in numba.prange(grad.shape[0]):
+        for i in range(offsets[r], offsets[r + 1]):
+            total = np.float32(0.0)
+            for c in range(grad.shape[1]):
+                total += grad[r, c] * values[i, c]
+                grad_values[i, c] = grad[r, c] * weight[i]
+            grad_weight[i] = total
+
+
 def forward(tau: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """See :func:`pvdconvert.kernels.composite.render_weights`; float32 on the CPU."""
     use_threads()
@@ -68,3 +87,23 @@ def backward(w: Tensor, end: Tensor, offsets: Tensor, grad_w: Tensor, grad_end: 
     given: list[Any] = [t.detach().contiguous().numpy() for t in (w, end, offsets, grad_w, grad_end)]
     _backward(*given, grad.numpy())  # type: ignore[call-arg]
     return grad
+
+
+def _arrays(*tensors: Tensor) -> list[Any]:
+    return [t.detach().contiguous().numpy() for t in tensors]
+
+
+def ray_blend(weight: Tensor, values: Tensor, offsets: Tensor) -> Tensor:
+    """Sums of ``weight * values`` [S, C] over the samples of each ray: [R, C]."""
+    use_threads()
+    out = torch.zeros(offsets.shape[0] - 1, values.shape[1])
+    _blend(*_arrays(weight, values, offsets, out))
+    return out
+
+
+def ray_blend_backward(grad: Tensor, weight: Tensor, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of ``weight`` and ``values``."""
+    use_threads()
+    grad_weight, grad_values = torch.empty(weight.shape), torch.empty(values.shape)
+    _blend_backward(*_arrays(grad, weight, values, offsets, grad_weight, grad_values))
+    return grad_weight, grad_values
