@@ -14,6 +14,7 @@ import pytest
 
 from pvdconvert.cameras import sphere_cameras
 from pvdconvert.cli import reporting
+from pvdconvert.cli.main import run
 from pvdconvert.errors import OutputError, UsageError
 from pvdconvert.metrics import ReferenceViews
 from pvdconvert.report.album import Album
@@ -101,3 +102,12 @@ def test_compare_writes_a_page_whose_numbers_are_those_of_the_json(tmp_path: Pat
     assert page.count('<img src="data:image/') == 2 * 2 * 3  # views, sides, kinds
     assert "pvdconvert compare a.safetensors b.safetensors --views 2 --size 32 --report r.html --json" in page
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", "r.html"]
+
+
+@pytest.mark.parametrize("command", ["convert", "train", "batch"])
+def test_commands_that_take_a_target_are_not_mistaken_for_files(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run([command, "nowhere", "--to", "ngp", "--report", "r.html"]) == 3
+    assert "nowhere" in capsys.readouterr().err
