@@ -193,7 +193,8 @@ def over_time(document: Document) -> str:
         return _section("PSNR over time", drawn, name="time")
     heads = "".join(f"<th>{t}</th>" for t in ("stage", "steps", "time", "dB before", "dB after"))
     rows = f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
-    note = "dB on a few small views while it ran, not the figures above." if drawn else ""
+    where = "pixels that were set aside" if kind(document) == "train" else "a few small views while it ran"
+    note = f"dB on {where}, not the figures above." if drawn else ""
     return _section("PSNR over time, by stage" if drawn else "Stages", drawn + rows, name="time", note=note)
 
 
