@@ -22,8 +22,9 @@ from pvdconvert.prepare import Prepared
 from pvdconvert.progress import Progress
 from pvdconvert.registry import Registry
 from pvdconvert.render.occupancy import Occupancy
+from pvdconvert.render.occupy import resample
 from pvdconvert.report import StageReport
-from pvdconvert.scouting import searched
+from pvdconvert.scouting import whole
 
 VIEWS, SIZE = 4, 200
 """Pictures that a conversion is judged by, and pixels of their longer side: a slow teacher renders them too."""
@@ -142,7 +143,9 @@ class Reality:
             device=prepared.device,
             progress=progress,
         )
-        where = searched(student, cells, scene)
+        # The student's cells, on the coarser grid of what its teacher occupies; where it has none, the whole box.
+        bare = student.support() is None
+        where = whole(scene.box, prepared.device) if bare else resample(cells, prepared.occupancy)
         before = copy.deepcopy(student.state_dict())
         trainer = Photometric(
             architecture,
