@@ -173,7 +173,8 @@ def tell(data: dict[str, Any]) -> str:
             bar = BARS.get((axis, measure))
             verdict = "" if bar is None else f"at most {bar}: {'met' if found[key] <= bar else 'MISSED'}"
             wall = f" ({found['seconds']:.2f} by the clock)" if measure == "time" else ""
-            fits.append([axis, measure, f"{found[key]:.2f}{wall}", verdict])
+            last = exponent(x[-2:], [p[key] for p in points[-2:]])
+            fits.append([axis, measure, f"{found[key]:.2f}{wall}", f"{last:.2f}", verdict])
         for p in points:
             stages = ", ".join(f"{k} {v:.1f}" for k, v in p["stages"].items() if v >= 0.05)
             rows.append([axis, f"x{p['factor']}", f"{p['cells']:,}", f"{p['samples']:,}", f"{p['seconds']:.1f}",
@@ -185,7 +186,7 @@ def tell(data: dict[str, Any]) -> str:
             on(data["machine"]) + "\n",
             "Exponents of a power law fitted over all factors (time: CPU seconds). Memory is the most that was "
             "resident, above what a small conversion had left behind. What each axis is: `benchmarks/scaling.py`.\n",
-            markdown(["axis", "measure", "exponent", "bar"], fits),
+            markdown(["axis", "measure", "exponent", "of the last doubling", "bar"], fits),
             "![log-log: factor against growth](scaling.svg)\n",
             markdown(head, rows),
         ]

@@ -108,11 +108,11 @@ class Journal:
         if text and not text.endswith("\n"):
             self._file.write("\n")
 
-    def add(self, entry: Mapping[str, Any]) -> None:
-        """One more line, on the disk when this returns. Raises OutputError."""
-        self.last[str(entry["out"])] = dict(entry)
+    def add(self, *entries: Mapping[str, Any]) -> None:
+        """More lines, on the disk when this returns. Raises OutputError."""
+        self.last |= {str(entry["out"]): dict(entry) for entry in entries}
         try:
-            self._file.write(json.dumps(entry, sort_keys=True) + "\n")
+            self._file.writelines(json.dumps(entry, sort_keys=True) + "\n" for entry in entries)
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -262,13 +262,16 @@ def run(
     """
     token = f"{os.getpid()}-{time.time_ns()}"
     # Before the first one runs: from now on an output that was not there is ours.
-    for each in todo:
-        journal.add({"event": "begin", **_about(each.row)})
+    journal.add(*({"event": "begin", **_about(each.row)} for each in todo))
     progress.stage("batch", float(len(todo)))
+    stop()  # who asks can be told to stop, from now on
     futures = {executor.submit(work, token, str(t.row.file), t.row.request, t.row.how, t.flags): t.row for t in todo}
     waiting, done, asked = set(futures), 0, False
     try:
         while waiting:
+            if not asked and stop():
+                asked = True
+                ask_to_stop(token)
             ended, waiting = concurrent.futures.wait(
                 waiting, timeout=POLL, return_when=concurrent.futures.FIRST_COMPLETED
             )
@@ -279,9 +282,6 @@ def run(
                 if outcome.status != "waiting":
                     progress.note(_line(outcome))
                 yield outcome
-            if not asked and stop():
-                asked = True
-                ask_to_stop(token)
     finally:
         if waiting:  # an error, or a second interrupt: nothing outlives the batch
             ask_to_stop(token)

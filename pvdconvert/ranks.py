@@ -48,6 +48,11 @@ def claim() -> bool:
     return _claimed
 
 
+def intact() -> bool:
+    """Whether nothing has failed here."""
+    return _claimed is None
+
+
 def _first() -> bool:
     from datetime import timedelta
 

@@ -16,7 +16,6 @@ from pvdconvert.testing.analytic import AnalyticScene
 
 
 def main(out: Path, to: str, sets: str, steps: str, fail: str) -> int:
-    torch.set_num_threads(1)
     field = AnalyticScene()
     if fail == str(ranks.rank()):
         asked = field.color
@@ -30,7 +29,7 @@ def main(out: Path, to: str, sets: str, steps: str, fail: str) -> int:
     try:
         report = pvdconvert.convert(
             field, to, scene=field.scene, out=out, sets=json.loads(sets), steps=steps or None, parallel=True,
-            budget=None if steps else 6.0, validate=False,
+            budget=None if steps else 3.0, validate=False,
         )  # fmt: skip
     except PvdError as error:
         if ranks.claim():

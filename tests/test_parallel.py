@@ -17,14 +17,16 @@ import torch
 import torch.distributed as dist
 from safetensors.numpy import load_file
 
+import pvdconvert
 from pvdconvert import ranks
 from pvdconvert.distill import losses, parallel
 from pvdconvert.errors import DeviceError, UsageError
 from pvdconvert.settings import Settings
+from pvdconvert.testing.analytic import AnalyticScene
 
 GROUP = Path(__file__).with_name("group.py")
-STEPS = "scout=1;labels=3;features=5/5;density=20/20;color=20/20;render=20/20"
-SETS = '{"log2_table": 11, "levels": 5}'
+STEPS = "scout=1;labels=2;features=2/2;density=4/4;color=6/6;render=6/6"
+SETS = {"ngp": {"log2_table": 11, "levels": 5}, "plenoxels": {"resolution": 20}}
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or importlib.util.find_spec("torch.distributed.run") is None, reason="needs torchrun"
@@ -39,16 +41,24 @@ def torchrun(processes: int, *args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def converted(processes: int, out: Path, steps: str, fail: str = "") -> dict[str, Any]:
-    done = torchrun(processes, str(GROUP), str(out), "ngp", SETS, steps, fail)
+def converted(out: Path, to: str, steps: str) -> dict[str, Any]:
+    done = torchrun(2, str(GROUP), str(out), to, json.dumps(SETS[to]), steps, "")
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
+def alone(out: Path, to: str) -> dict[str, Any]:
+    field = AnalyticScene()
+    report = pvdconvert.convert(field, to, scene=field.scene, out=out, sets=SETS[to], steps=STEPS, validate=False)
+    return report.to_json()
+
+
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    one, two = (converted(n, tmp_path / f"{n}.safetensors", STEPS) for n in (1, 2))
+    # Of voxels: optimisers that turn the axes of networks make more of a rounding than it is.
+    one = alone(tmp_path / "1.safetensors", "plenoxels")
+    two = converted(tmp_path / "2.safetensors", "plenoxels", STEPS)
     assert two["replay"] == one["replay"]
     # The very same rays, whoever asked them.
     assert two["plan"]["samples"] == one["plan"]["samples"]
@@ -66,7 +76,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_by_the_clock_both_take_the_same_steps(tmp_path: Path) -> None:
-    found = converted(2, tmp_path / "o.safetensors", "")
+    found = converted(tmp_path / "o.safetensors", "ngp", "")
     assert {"density", "color", "render"} <= {s["name"] for s in found["stages"] if s["steps"] >= 12}
     assert found["stages"][-1]["psnr_after"] > 20
     assert any("2 processes" in note for note in found["notes"])
@@ -74,7 +84,7 @@ def test_by_the_clock_both_take_the_same_steps(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_failure_of_one_ends_all_with_one_line(tmp_path: Path) -> None:
-    done = torchrun(2, str(GROUP), str(tmp_path / "o.safetensors"), "ngp", SETS, STEPS, "1")
+    done = torchrun(2, str(GROUP), str(tmp_path / "o.safetensors"), "ngp", json.dumps(SETS["ngp"]), STEPS, "1")
     assert done.returncode != 0
     ours = [line for line in done.stderr.splitlines() if line.startswith("rank 1: ")]
     assert ours == ["rank 1: the teacher answers values that are not numbers (its weights are damaged)"]

@@ -8,6 +8,7 @@ differs from its by float rounding (where W divides a draw of points; else its l
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -139,7 +140,9 @@ def group(device: str) -> Iterator[Ranks | None]:
     try:
         if cuda:
             torch.cuda.set_device(torch.device(device))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+        if not dist.is_initialized():  # a second conversion goes on with the group of the first
+            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+            atexit.register(_leave)
     except (RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())
         raise DeviceError(f"the {environment.size()} processes cannot find each other: {text:.160}") from error
@@ -152,7 +155,12 @@ def group(device: str) -> Iterator[Ranks | None]:
         if environment.claim() or isinstance(error, PvdError | KeyboardInterrupt):
             raise
         raise DeviceError("another process of the group has failed") from error
-    dist.destroy_process_group()
+
+
+def _leave() -> None:
+    """At the end of the program. A group that has failed is left as it is: saying goodbye would wait for the others."""
+    if dist.is_initialized() and environment.intact():
+        dist.destroy_process_group()
 
 
 def fit(settings: Settings) -> Settings:
