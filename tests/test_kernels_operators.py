@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pvdconvert.cli import options
-from pvdconvert.errors import DeviceError
+from pvdconvert.errors import DeviceError, UsageError
 from pvdconvert.kernels import backend, hashgrid_tcnn
 from pvdconvert.kernels.composite import ray_sum, render_weights
 from pvdconvert.kernels.hashgrid import HashGridSpec, growth, hash_encode, hash_encode_torch
@@ -222,8 +222,18 @@ def test_the_environment_chooses_where_nobody_else_did(monkeypatch: pytest.Monke
     backend.set_backend("auto")
 
 
-def test_the_command_line_knows_the_same_names() -> None:
+def test_the_command_line_knows_the_same_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend.NAMES == options.BACKENDS
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    for name in ("triton", "tinycudann"):
+        compute = options.Computing(backend=name).checked()
+        with pytest.raises(DeviceError):  # exit code 7
+            compute.apply()
+        with pytest.raises(UsageError, match="runs on CUDA only, not on --device cpu"):
+            options.Computing(device="cpu", backend=name).checked()
+    with pytest.raises(UsageError, match="--backend cuda: unknown"):
+        options.Computing(backend="cuda").checked()
 
 
 def test_what_is_lost_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
