@@ -15,6 +15,7 @@ from pvdconvert.distill.framing import footprint
 from pvdconvert.distill.label import focus, label
 from pvdconvert.distill.photometric import Photometric
 from pvdconvert.distill.raybank import RayBank
+from pvdconvert.distill.sampling import segments
 from pvdconvert.distill.scout import Scout, ScoutField
 from pvdconvert.errors import Interrupted, RequestError
 from pvdconvert.field import RadianceField
@@ -67,6 +68,13 @@ def find(
     Raises RequestError where the pictures show nothing in the box.
     """
     cells = whole(scene.box, device)
+    rays = bank.take(0, 1 << 12)
+    way = segments(rays.o, rays.d, scene, scene.box)
+    if not bool((way.t1 > way.t0).any()):
+        raise RequestError(
+            f"no picture looks into the box {scene.box.min} .. {scene.box.max}",
+            hint="is the box right? give --bounds x0,y0,z0,x1,y1,z1",
+        )
     field = to_device(ScoutField(scene), device.type if device.index is None else str(device)).train()
     assert isinstance(field, ScoutField)
     trainer = Photometric(
@@ -148,7 +156,7 @@ def start_from(
         step=0.5 * seen.cell,
         seconds=0.0,
         max_samples=1 << 22,
-        batches=3,
+        batches=1,
         seed=seed,
         cameras=scene.cameras,
         progress=progress,
@@ -158,9 +166,10 @@ def start_from(
     return architecture.project(student, focus(store, cells=cells, seed=seed, around=around), seconds)
 
 
-def searched(student: RadianceField, cells: Occupancy, scene: Scene) -> Occupancy:
-    """The cells in which training draws samples: those of the student, or the whole box if it has none."""
+def searched(student: RadianceField, seen: Occupancy, cells: Occupancy, scene: Scene) -> Occupancy:
+    """The cells in which training draws samples: those of the student, no finer than :data:`LIVE`, or the whole box if
+    it has none."""
     if student.support() is None:
         return whole(scene.box, cells.origin.device)
-    coarse = grid_over(scene.box, LIVE, cells.origin.device)
-    return cells if cells.cell > 0.99 * coarse.cell else tight(resample(cells, coarse))
+    coarse = scene.box.longest / LIVE
+    return cells if cells.cell > 0.99 * coarse else split(seen, max(1, round(seen.cell / coarse)))

@@ -280,7 +280,7 @@ class Training(Conversion):
         )
         if line is not None:
             self.report.stages.append(StageReport("projection", seconds=self.clock() - begin, note=line))
-        return self._photometric(student, scouting.searched(student, cells, self.scene))
+        return self._photometric(student, scouting.searched(student, seen, cells, self.scene))
 
     def _without_cells(self, cells: Occupancy) -> Photometric:
         student = self._student_of(cells)

@@ -120,7 +120,14 @@ class Plenoctree(ArchitectureBase):
         """``sparse_rows``: a step touches few rows. Density is linear: its rate is a share of an opaque leaf's."""
         f = _own(field)
         return [
-            {"params": [f.sigma], "lr": 0.1 / f.leaf, "name": "density", "sparse_rows": True},
+            # Pixels contradict each other in a leaf: at the rate for answers of a teacher all of space is fog.
+            {
+                "params": [f.sigma],
+                "lr": 0.1 / f.leaf,
+                "photometric": 0.005 / f.leaf,
+                "name": "density",
+                "sparse_rows": True,
+            },
             {"params": [f.colour], "lr": 2e-2, "name": "colour", "sparse_rows": True},
         ]
 

@@ -93,7 +93,7 @@ class Photometric:
         self.device = cells.origin.device
         groups = architecture.param_groups(student)
         groups += [] if coarse is None else architecture.param_groups(coarse)
-        self.peaks = [factor * float(g["lr"]) for g in groups]
+        self.peaks = [factor * float(g.get("photometric", g["lr"])) for g in groups]
         self.optimizer = LazyAdam(groups, betas=(0.9, 0.99), eps=1e-15)
         self.generator = torch.Generator().manual_seed(seed)
         self.position = Position()

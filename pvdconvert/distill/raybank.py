@@ -125,6 +125,8 @@ class RayBank:
         self.pixels, self.place = self.pixels[:count], self.place[:count]
         if not count:
             raise InputError("no pixel of any picture counts", hint="look at the masks")
+        if self.alpha and not self.pixels[:, 3].any():
+            raise RequestError("the pictures show nothing but background", hint="look at their alpha")
         self.refreshed = 0
         self.latest: tuple[int, Rays] | None = None
         self.held = self._held(held) if held else self._gather_apart(apart)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pvdconvert.field import RadianceField
-from pvdconvert.nn.voxels import SparseVoxels, cover, lattice_shape, trunc_exp
+from pvdconvert.nn.voxels import SparseVoxels, lattice_shape, trunc_exp, unravel
 from pvdconvert.plugin import ArchitectureBase, Budget, Config, Limits, TeacherFacts
 from pvdconvert.scene import Scene
 
@@ -36,7 +36,7 @@ class ScoutField(RadianceField):
         super().__init__()
         shape = lattice_shape(scene.box, resolution)
         self.voxels = SparseVoxels(scene.box, shape, 1)
-        vertices = cover(torch.zeros(1, 3, dtype=torch.long), torch.tensor([shape]) - 1, shape)
+        vertices = unravel(torch.arange(math.prod(shape)), shape)
         thin = math.log(START_THICKNESS / max(self.voxels.cell))
         self.voxels.assign(vertices, torch.full((len(vertices), 1), thin), torch.zeros(len(vertices), 3))
 

@@ -31,13 +31,23 @@ class Occupancy:
         """Occupied cells."""
         return int(self.grid.sum())
 
+    def span(self) -> tuple[Tensor, Tensor]:
+        """int64 [3] each: the first occupied cell along each axis, and the one after the last (all if there are none).
+
+        By axis, not by cell: a list of the cells of a full 256^3 grid would take 400 MB.
+        """
+        filled = self.grid > 0
+        low, high = torch.zeros(3, dtype=torch.long), torch.tensor(self.grid.shape)
+        for axis in range(3):
+            there = filled.movedim(axis, 0).flatten(1).any(1).nonzero().squeeze(1)
+            if len(there):
+                low[axis], high[axis] = there[0], there[-1] + 1
+        return low, high
+
     @property
     def box(self) -> Box:
         """The tight box of the occupied cells (of the whole grid if there are none)."""
-        full = torch.tensor(self.grid.shape)
-        where = self.grid.nonzero()
-        low = where.amin(0) if len(where) else torch.zeros(3, dtype=torch.long)
-        high = where.amax(0) + 1 if len(where) else full
+        low, high = self.span()
         lo = self.origin.cpu().double() + low.cpu().double() * self.cell
         hi = self.origin.cpu().double() + high.cpu().double() * self.cell
         return Box(tuple(lo.tolist()), tuple(hi.tolist()))

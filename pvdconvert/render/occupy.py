@@ -80,15 +80,14 @@ def resample(occupancy: Occupancy, like: Occupancy) -> Occupancy:
 
 def tight(occupancy: Occupancy, margin: int = 1) -> Occupancy:
     """The same cells on a grid cropped to them, ``margin`` cells around."""
-    where = occupancy.grid.nonzero()
-    if not len(where):
+    if not bool(occupancy.grid.any()):
         return occupancy
-    shape = torch.tensor(occupancy.grid.shape, device=where.device)
-    low = (where.amin(0) - margin).clamp_min(0)
-    high = torch.minimum(where.amax(0) + 1 + margin, shape)
+    low, high = occupancy.span()
+    low = (low - margin).clamp_min(0)
+    high = torch.minimum(high + margin, torch.tensor(occupancy.grid.shape))
     a, b = low.tolist(), high.tolist()
     grid = occupancy.grid[a[0] : b[0], a[1] : b[1], a[2] : b[2]].contiguous()
-    return Occupancy(occupancy.origin + low * occupancy.cell, occupancy.cell, grid)
+    return Occupancy(occupancy.origin + low.to(occupancy.origin.device) * occupancy.cell, occupancy.cell, grid)
 
 
 @torch.no_grad()
