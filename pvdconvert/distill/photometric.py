@@ -324,10 +324,15 @@ class Photometric:
         """What a resumed run needs beside student, optimiser and position."""
         numbers = torch.tensor([float(self.drawn), self.per_ray, self.hidden], dtype=torch.float64)
         known = torch.zeros(0) if self.known is None else self.known
-        return {"numbers": numbers, "cells": self.cells.grid, "live": self.live.grid, "known": known}
+        # A field may be stored with fewer digits than it learns with.
+        weights = {f"weights.{name}": p.detach() for name, p in self.student.named_parameters()}
+        return {"numbers": numbers, "cells": self.cells.grid, "live": self.live.grid, "known": known, **weights}
 
     def take_up(self, extra: Mapping[str, Tensor]) -> None:
         """The inverse of :meth:`extra`."""
+        with torch.no_grad():
+            for name, p in self.student.named_parameters():
+                p.copy_(extra[f"weights.{name}"])
         drawn, self.per_ray, self.hidden = (float(v) for v in extra["numbers"])
         self.drawn = int(drawn)
         self._narrow(extra["live"].to(self.device))

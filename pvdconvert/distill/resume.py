@@ -134,7 +134,8 @@ class State:
         for key, value in self.tensors.items():
             if key.startswith("optimizer."):
                 _, index, name = key.split(".", 2)
-                kept.setdefault(int(index), {})[name] = value
+                # A copy of its own lies aligned in memory, as the original did: vector units round by that.
+                kept.setdefault(int(index), {})[name] = value.clone()
         for text, values in self.numbers.items():
             kept.setdefault(int(text), {}).update(values)
         state["state"] = kept

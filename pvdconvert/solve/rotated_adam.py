@@ -86,5 +86,5 @@ def _correct(state: State, sides: tuple[str, ...]) -> None:
         order = torch.argsort((basis * (moment @ basis)).sum(0), descending=True)
         squares = state["exp_avg_sq"]
         state["exp_avg_sq"] = squares[order] if side == "rows" else squares[:, order]
-        state[f"basis_{side}"] = torch.linalg.qr(moment @ basis[:, order])[0]
+        state[f"basis_{side}"] = torch.linalg.qr(moment @ basis[:, order])[0].contiguous()
     state["exp_avg"] = _turn(mean, state, sides)
