@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 import types
@@ -259,6 +260,7 @@ def test_a_first_use_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert backend.compiling() is None
 
 
+@pytest.mark.slow
 def test_without_numba_plain_torch_answers_and_says_so(repo: Path, tmp_path: Path) -> None:
     code = """
 import sys
@@ -304,6 +306,29 @@ def test_addresses_have_64_bits() -> None:
     out = torch.zeros(4, 4, dtype=torch.int64, device=place)
     write_addresses[(1,)](rows, out, WIDTH=32)
     assert out.tolist() == [[row * 32 + c for c in range(4)] for row in big]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not backend.has_triton(), reason="triton is not installed")
+def test_every_kernel_compiles_for_a_gpu(repo: Path, tmp_path: Path) -> None:
+    """The interpreter forgives what the compiler does not. No GPU is needed to compile for one."""
+    env = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    env.pop("TRITON_INTERPRET", None)
+    words = [sys.executable, "-m", "tests.triton_compile"]
+    done = subprocess.run(words, cwd=repo, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    compiled = {line.split()[0] for line in done.stdout.splitlines()}
+    both = ("_forward", "_backward")
+    kernels = {
+        "hashgrid": both,
+        "planes": both,
+        "lines": both,
+        "voxels": ("_locate", "_gather", "_gather_sh", "_scatter", "_scatter_sh"),
+        "composite": (*both, "_sum", "_spread"),
+        "march": ("_march",),
+        "occupancy": ("_update",),
+    }
+    assert compiled == {f"{module}_triton.{name}" for module, names in kernels.items() for name in names}
 
 
 # ------------------------------------------------------------------------------------------- tiny-cuda-nn
