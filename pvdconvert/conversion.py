@@ -236,6 +236,9 @@ class Conversion:
         except Stopped:
             self._interrupt(distiller, config, loaded, asking.batches)
         report.stages += distiller.reports
+        if isinstance(distiller, Distiller):
+            distiller.release()
+        del distiller  # and the store with it
         if self.reality is not None and self.reality.polish:
             self._polish(self.reality, student, cells, prepared, last)
         self.student = student.eval()

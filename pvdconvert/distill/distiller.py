@@ -95,6 +95,12 @@ class Distiller:
         held = torch.Generator().manual_seed(self.seed + 7919)
         self.held = torch.randint(len(store), (min(HELD_OUT, len(store)),), generator=held).to(self.device)
 
+    def release(self) -> None:
+        """Give back what only learning needs: gradients and the optimiser's moments, three times the student's size."""
+        self.optimizer.state.clear()
+        for parameter in self.student.parameters():
+            parameter.grad = None
+
     @property
     def where(self) -> str:
         """Where it is, for a person."""
