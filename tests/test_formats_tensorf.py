@@ -261,8 +261,7 @@ def test_forward_facing_files_are_in_ndc(tmp_path: Path) -> None:
 def test_students_are_planned_inside_of_the_layout(
     tmp_path: Path, architecture: str, kind: Literal["world", "ndc"]
 ) -> None:
-    size = {"width": 400.0, "height": 300.0, "focal": 350.0, "near": 1.0}
-    scene = Scene(Box.cube(1.0), ray_space=RaySpace(kind, **size))
+    scene = Scene(Box.cube(1.0), ray_space=RaySpace(kind, width=400.0, height=300.0, focal=350.0, near=1.0))
     facts = TeacherFacts(scene, Box.cube(0.6), 1000, 500, 0.02)
     plugin, limits = default().architecture(architecture), FORMAT.limits(architecture)
     for overrides in ({}, {"shading": "sh"}, {"fea_pe": 1, "density_activation": "relu"}):

@@ -202,8 +202,9 @@ def synthetic_scene(background: tuple[float, float, float], *, near: float = 2.0
 
 def ndc_scene(options: ReadOptions, background: tuple[float, float, float], where: str) -> Scene:
     """A forward-facing scene in NDC; ``width``, ``height`` and ``focal`` come from ``options.extra`` if there."""
-    size = {key: positive(options, key, where) for key in ("width", "height", "focal")}
-    return Scene(NDC_BOX, background=background, near=0.0, far=1.0, ray_space=RaySpace("ndc", **size, near=1.0))
+    width, height, focal = (positive(options, key, where) for key in ("width", "height", "focal"))
+    space = RaySpace("ndc", width=width, height=height, focal=focal, near=1.0)
+    return Scene(NDC_BOX, background=background, near=0.0, far=1.0, ray_space=space)
 
 
 def positive(options: ReadOptions, key: str, where: str) -> float | None:

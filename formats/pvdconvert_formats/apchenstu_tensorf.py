@@ -131,9 +131,9 @@ class ApchenstuTensorf(FormatBase):
         near, far = file.pair("near_far")
         if (near, far) == (0.0, 1.0) and box.min[2] >= -1.001 and box.max[2] <= 1.001:
             # Only the program's loader of forward-facing scenes samples from 0 to 1: in NDC, on black.
-            size = {key: positive(options, key, file.where) for key in ("width", "height", "focal")}
-            space = RaySpace("ndc", **size, near=1.0)
-            assumed = ("background", *(("ray_space",) if None in size.values() else ()))
+            width, height, focal = (positive(options, key, file.where) for key in ("width", "height", "focal"))
+            space = RaySpace("ndc", width=width, height=height, focal=focal, near=1.0)
+            assumed = ("background", *(("ray_space",) if None in (width, height, focal) else ()))
             return assume(Scene(box, background=(0.0,) * 3, near=near, far=far, ray_space=space), options, assumed)
         spacing = sum(s / (n - 1) for s, n in zip(box.size, resolution)) / 3
         step = spacing * file.number("step_ratio")

@@ -197,8 +197,10 @@ def merge(a: Store, b: Store, scratch: Scratch = IN_MEMORY) -> Store:
 def visible_cells(store: Store, *, factor: int = 2, grow: int = 1) -> Occupancy:
     """The cells that some ray saw: occupancy cut ``factor`` times finer, kept where a weight showed, grown by ``grow``.
 
-    What no camera sees (the inside of solids) is dropped: a student spends nothing on it.
+    What no camera sees (the inside of solids) is dropped: a student spends nothing on it. Cells of an unbounded scene
+    are not cut: from inside, rays are few for all that lies far away, and a cell that none met would be a hole.
     """
+    factor = 1 if store.scene.ray_space.kind == "contracted" else factor
     fine = split(store.occupancy, factor)
     grid = torch.zeros_like(fine.grid)
     shape = torch.tensor(fine.grid.shape, device=grid.device)
