@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pvdconvert.kernels.cpu import use_threads
@@ -46,18 +47,14 @@ def _leave(a: Any, inverse: Any, low: Any, size: Any) -> Any:
     return (low + (size if inverse > 0.0 else 0) - a) * inverse if inverse < math.inf else math.inf
 
 
-@numba.njit(parallel=True, error_model="numpy", cache=True)
-def _blocks(grid: Any, out: Any) -> None:
+def _blocks(grid: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Which blocks of 4^3 cells hold an occupied one."""
-    nx, ny, nz = grid.shape
-    for x in numba.prange(out.shape[0]):
-        for i in range(x * 4, min(nx, x * 4 + 4)):
-            for j in range(ny):
-                line, into = grid[i, j], out[x, j >> 2]
-                for k in range(nz >> 2):
-                    into[k] |= line[4 * k] | line[4 * k + 1] | line[4 * k + 2] | line[4 * k + 3]
-                for k in range(nz & ~3, nz):
-                    into[k >> 2] |= line[k]
+    x, y, z = (-(-n // 4) for n in grid.shape)
+    if grid.shape != (4 * x, 4 * y, 4 * z):
+        grid = np.pad(grid, [(0, 4 * n - m) for n, m in zip((x, y, z), grid.shape)])
+    words = np.ascontiguousarray(grid).view(np.uint32)  # four cells along z in one number
+    found: NDArray[np.bool_] = np.bitwise_or.reduce(words.reshape(x, 4, y, 4, z), axis=(1, 3)) != 0
+    return found.view(np.uint8)
 
 
 @numba.njit(parallel=True, error_model="numpy", cache=True)
@@ -146,10 +143,8 @@ def march_numba(
     """See :func:`pvdconvert.kernels.march.march`; counts first, then fills, in parallel over rays."""
     use_threads()
     grid = occ.grid.contiguous().numpy()
-    blocks = np.zeros([-(-n // 4) for n in grid.shape], dtype=np.uint8)
-    coarse = np.zeros([-(-n // 4) for n in blocks.shape], dtype=np.uint8)
-    _blocks(grid, blocks)
-    _blocks(blocks, coarse)
+    blocks = _blocks(grid)
+    coarse = _blocks(blocks)
     runs = np.zeros((o.shape[0], RUNS, 2), dtype=np.int32)
     arrays: list[Any] = [v.detach().contiguous().numpy() for v in (o, d, t0, t1, jitter, occ.origin)]
     arrays += [grid, blocks, coarse, np.float32(1.0 / occ.cell), np.float32(step), runs]
