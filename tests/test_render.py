@@ -216,11 +216,10 @@ def test_result_does_not_depend_on_chunks() -> None:
         torch.testing.assert_close(got.ray_rgb, one.ray_rgb, atol=1.1e-4, rtol=0)
 
 
-def test_long_marches_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_marches_are_split() -> None:
     o, d = rays(60)
     one = trace(Blobs(), o, d, occupancy(), step=0.02, backdrop=WHITE)
-    monkeypatch.setattr("pvdconvert.render.trace._CANDIDATES", 300)
-    got = trace(Blobs(), o, d, occupancy(), step=0.02, backdrop=WHITE)
+    got = trace(Blobs(), o, d, occupancy(), step=0.02, backdrop=WHITE, candidates=300)
     for f in dataclasses.fields(Trace):
         torch.testing.assert_close(getattr(got, f.name), getattr(one, f.name), atol=1.1e-4, rtol=0)
 
