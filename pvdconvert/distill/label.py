@@ -17,10 +17,11 @@ from pvdconvert.distill.views import draw_rays
 from pvdconvert.errors import RequestError
 from pvdconvert.field import RadianceField
 from pvdconvert.progress import Progress
+from pvdconvert.render.contracted import norm
 from pvdconvert.render.occupancy import CHUNK, Occupancy
 from pvdconvert.render.occupy import dilate, split, tight
 from pvdconvert.render.trace import CANDIDATES, Trace, trace
-from pvdconvert.scene import Box, Scene
+from pvdconvert.scene import Box, RaySpace, Scene
 
 if TYPE_CHECKING:
     from pvdconvert.distill.parallel import Ranks
@@ -37,7 +38,7 @@ students learn the rays by heart: 37.7 dB on the rays of the store, 25.6 dB on o
 
 AROUND, AHEAD = (0.1, 1.5), (0.02, 0.2)
 """How far those directions spread about the ray's own, least and most: a forward-facing scene was never seen, and its
-colours mean nothing, from beside."""
+colours mean nothing, from beside; nor was what lies far out in an unbounded one."""
 
 SIDED = 0.02
 """Compositing weight from which a sample is asked from several sides."""
@@ -101,7 +102,7 @@ def label(
             counts = got.offsets[1:] - got.offsets[:-1]
             hit = counts > 0
             answers = (
-                *_from_sides(teacher, got, generator, AHEAD if scene.ray_space.kind == "ndc" else AROUND),
+                *_from_sides(teacher, got, generator, scene.ray_space),
                 *(got.x, got.t, got.dt, got.sigma, got.weight, got.rgb, got.colored),
                 *(got.d[hit], counts[hit], got.ray_rgb[hit], got.ray_opacity[hit], got.ray_depth[hit]),
             )
@@ -162,13 +163,16 @@ def label(
 
 @torch.no_grad()
 def _from_sides(
-    teacher: RadianceField, got: Trace, generator: torch.Generator, reach: tuple[float, float] = AROUND
+    teacher: RadianceField, got: Trace, generator: torch.Generator, space: RaySpace
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(sample [Q], directions [Q, SIDES, 3], colours): visible samples asked again from around their own direction."""
     chosen = (got.weight > SIDED).nonzero().squeeze(1)
     counts = got.offsets[1:] - got.offsets[:-1]
     ray = torch.repeat_interleave(torch.arange(len(counts), device=chosen.device), counts)
-    spread = torch.rand(len(chosen), SIDES, 1, generator=generator) * (reach[1] - reach[0]) + reach[0]
+    low, high = AHEAD if space.kind == "ndc" else AROUND
+    spread = torch.rand(len(chosen), SIDES, 1, generator=generator) * (high - low) + low
+    if space.kind == "contracted":
+        spread[norm(got.x[chosen], space)[:, 0].cpu() > 1.0] *= AHEAD[1] / AROUND[1]
     turned = torch.randn(len(chosen), SIDES, 3, generator=generator) * spread
     d = torch.nn.functional.normalize(got.d[ray[chosen], None] + turned.to(chosen.device), dim=-1)
     colors = [
