@@ -153,7 +153,7 @@ def start_from(
         scout,
         scene,
         seen,
-        step=0.5 * seen.cell,
+        step=seen.cell,
         seconds=0.0,
         max_samples=1 << 22,
         batches=1,

@@ -64,7 +64,7 @@ def constant_picture() -> float:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_architecture_learns_the_scene(name: str, tmp_path: Path) -> None:
     out = tmp_path / "field.safetensors"
-    report = training.train(posed.dataset(), name, out=out, preset="fast", budget=10.0, max_mb=4.0, steps=STEPS)
+    report = training.train(posed.dataset(), name, out=out, preset="fast", budget=10.0, max_mb=1.0, steps=STEPS)
     data = report.to_json()
     json.dumps(data, allow_nan=False)
     parts = [s for s in data["stages"] if s["name"].startswith("train-")]
@@ -127,8 +127,8 @@ def test_an_interrupted_run_goes_on_bit_for_bit(name: str, tmp_path: Path) -> No
             name,
             out=out,
             preset="fast",
-            max_mb=2.0,
-            budget=10.0,
+            max_mb=0.5,
+            budget=4.0,
             steps=FEW,
             stop=stop,
             resume=resume,
