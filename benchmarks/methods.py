@@ -28,7 +28,9 @@ MARKS = (25.0, 30.0, 33.0, 35.0)
 OURS = "store"
 
 
-def one(source: Path, to: str, method: str, budget: float, enough: float, seed: int) -> dict[str, Any]:
+def one(
+    source: Path, to: str, method: str, budget: float, enough: float, seed: int, sets: dict[str, Any]
+) -> dict[str, Any]:
     """One conversion in this process: its curve [(seconds, dB)], report and size."""
     import torch
 
@@ -66,7 +68,7 @@ def one(source: Path, to: str, method: str, budget: float, enough: float, seed: 
 
     stopped, data = False, dict[str, Any]()
     try:
-        report = convert(source, to, method=method, budget=budget, seed=seed, stop=stop)
+        report = convert(source, to, method=method, budget=budget, sets=sets, seed=seed, stop=stop)
         data = report.to_json()
     except Interrupted:
         stopped = True
@@ -84,7 +86,7 @@ def one(source: Path, to: str, method: str, budget: float, enough: float, seed: 
         "fidelity": (data.get("fidelity") or {}).get("psnr"),
         "bytes": data.get("target", {}).get("bytes"),
         "stages": data.get("stages"),
-        "config": data.get("target", {}).get("config"),
+        "config": data.get("plan", {}).get("config"),
     }
 
 
@@ -166,26 +168,31 @@ def main() -> None:
         "--repeat", type=int, default=1, help="runs of ours; the median by its end counts, all are kept"
     )
     parser.add_argument("--name", default="sample")
-    parser.add_argument("--one", nargs=5, metavar=("TO", "METHOD", "SECONDS", "ENOUGH", "SEED"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--one", nargs=6, metavar=("TO", "METHOD", "SECONDS", "ENOUGH", "SEED", "SETS"), help=argparse.SUPPRESS
+    )
     given = parser.parse_args()
     if given.one:
-        to, method, budget, enough, seed = given.one
-        found = one(given.source, to, method, float(budget), float(enough), int(seed))
+        to, method, budget, enough, seed, sets = given.one
+        found = one(given.source, to, method, float(budget), float(enough), int(seed), json.loads(sets))
         print(json.dumps(found))
         return
     seconds = float(given.budget.rstrip("s"))
     groups, kept = [], []
     for to in given.to:
         group: list[dict[str, Any]] = []
-        enough = float("inf")
+        enough, sets = float("inf"), "{}"
         for method in sorted(given.methods, key=lambda m: m != OURS):
             ours = method == OURS
             budget, repeat = (seconds, given.repeat) if ours else (seconds * given.factor, 1)
-            runs = [child(given.source, to, method, str(budget), str(enough), str(k)) for k in range(repeat)]
+            rest = (str(budget), str(enough))
+            runs = [child(given.source, to, method, *rest, str(k), sets) for k in range(repeat)]
             kept += runs
             middle = statistics.median_low([final(r) for r in runs])
             run = next(r for r in runs if final(r) == middle)
-            enough = final(run) if ours else enough
+            if ours:  # the others teach the very same student
+                enough = final(run)
+                sets = json.dumps({k: v for k, v in run["config"].items() if v is not None})
             group.append(run)
             print(f"{to} {method}: {final(run):.2f} dB in {run['seconds']:.0f} s", flush=True)
         groups.append(group)
