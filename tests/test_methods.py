@@ -155,7 +155,7 @@ def test_rates_by_kind_of_parameter_and_never_above_the_plugins() -> None:
         ("timid", 3e-3, 1),
     ]
     assert [g["lr"] for g in paper_terms.groups(s, own, "plugin")] == [2e-2, 2e-2, 12.5, 3e-3]
-    assert set(made[0]) == {"params", "lr", "name", "sparse_rows"}  # the method is Adam's: no other wish is granted
+    assert set(made[0]) == {"params", "lr", "name"}  # the method is plain Adam: no other wish is granted
 
 
 def test_features_of_equal_width_are_compared_as_they_are_within_the_teachers_range() -> None:

@@ -83,7 +83,8 @@ def groups(student: nn.Module, own: list[dict[str, Any]], rates: str) -> list[di
     """The plugin's optimiser groups ``own`` with the paper's rates: 1e-3 for what belongs to linear layers, else 1e-2.
 
     No group gets more than its plugin would give it, and one in units of its own keeps its rate. ``rates`` "plugin":
-    those of ``own``. Of the plugin's other wishes only lazy rows are granted: the method is Adam's.
+    those of ``own``. None of the plugin's other wishes is granted: the method is plain Adam, whose momentum moves a row
+    about ten times as far for each of its rare touches as a lazy one does.
     """
     linear = {id(p) for m in student.modules() if isinstance(m, nn.Linear) for p in m.parameters(recurse=False)}
     out = []
@@ -93,9 +94,8 @@ def groups(student: nn.Module, own: list[dict[str, Any]], rates: str) -> list[di
         for rate, mine in ((NETWORK_RATE, True), (GRID_RATE, False)):
             part = [p for p in parameters if (id(p) in linear) is mine]
             kept = plugin if rates == "plugin" or plugin > OWN_UNITS else min(rate, plugin)
-            lazy = bool(group.get("sparse_rows", False))
             if part:
-                out.append({"params": part, "lr": kept, "name": group.get("name", ""), "sparse_rows": lazy})
+                out.append({"params": part, "lr": kept, "name": group.get("name", "")})
     return out
 
 
