@@ -37,15 +37,7 @@ def command(
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="The output. Default: INPUT-ARCHITECTURE here."),
     ] = None,
-    as_: Annotated[
-        str | None,
-        typer.Option(
-            "--as",
-            metavar="FORMAT",
-            autocompletion=complete.formats,
-            help="The output's layout. Default: that of -o's suffix, else pvdconvert's own .safetensors.",
-        ),
-    ] = None,
+    as_: options.Layout = None,
     preset: Annotated[
         str,
         typer.Option(
@@ -67,19 +59,12 @@ def command(
     budget: Annotated[
         str | None, typer.Option("--budget", metavar="TIME", help="Time for distillation: 90s, 5m, 1h.")
     ] = None,
-    max_mb: Annotated[float | None, typer.Option("--max-mb", metavar="MB", help="The output's largest size.")] = None,
+    max_mb: options.MaxMb = None,
     max_memory: Annotated[
         str | None,
         typer.Option("--max-memory", metavar="SIZE", help="Memory to stay within, such as 4G. Default: what is free."),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A configuration key of the target; repeat for more. pvdconvert formats ARCHITECTURE lists them.",
-        ),
-    ] = None,
+    set_: options.Sets = None,
     cameras: options.Cameras = None,
     images: Annotated[
         Path | None,

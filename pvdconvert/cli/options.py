@@ -57,6 +57,24 @@ Cameras = Annotated[
     Path | None,
     typer.Option("--cameras", metavar="PATH", help="A transforms.json, or a dataset, whose cameras to look through."),
 ]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        "--as",
+        metavar="FORMAT",
+        autocompletion=complete.formats,
+        help="The output's layout. Default: that of -o's suffix, else pvdconvert's own .safetensors.",
+    ),
+]
+MaxMb = Annotated[float | None, typer.Option("--max-mb", metavar="MB", help="The output's largest size.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A configuration key of the target; repeat for more. pvdconvert formats ARCHITECTURE lists them.",
+    ),
+]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
 Backend = Annotated[
     str,

@@ -46,15 +46,7 @@ def command(
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="The output. Default: DATASET-ARCHITECTURE here."),
     ] = None,
-    as_: Annotated[
-        str | None,
-        typer.Option(
-            "--as",
-            metavar="FORMAT",
-            autocompletion=complete.formats,
-            help="The output's layout. Default: that of -o's suffix, else pvdconvert's own .safetensors.",
-        ),
-    ] = None,
+    as_: options.Layout = None,
     preset: Annotated[
         str,
         typer.Option(
@@ -62,15 +54,8 @@ def command(
         ),
     ] = "balanced",
     budget: Annotated[str | None, typer.Option("--budget", metavar="TIME", help="Time for it: 90s, 5m, 1h.")] = None,
-    max_mb: Annotated[float | None, typer.Option("--max-mb", metavar="MB", help="The output's largest size.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A configuration key of the target; repeat for more. pvdconvert formats ARCHITECTURE lists them.",
-        ),
-    ] = None,
+    max_mb: options.MaxMb = None,
+    set_: options.Sets = None,
     split: Annotated[
         str, typer.Option("--split", metavar="train|val|test", help="Which pictures to train on.")
     ] = "train",
