@@ -156,6 +156,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_an_unbounded_scene_converts_from_file_to_file(written: Path, tmp_path: Path) -> None:
     out = tmp_path / "voxels.safetensors"
     options: dict[str, Any] = {"sets": SMALL["plenoxels"], "steps": STEPS, "preset": "fast", "validate": False}

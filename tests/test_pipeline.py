@@ -66,6 +66,7 @@ def test_the_stages_run_in_the_order_of_the_paper(tmp_path: Path) -> None:
     assert (ran["render"].psnr_after or 0) > (ran["density"].psnr_before or 99)
 
 
+@pytest.mark.slow
 def test_rounds_of_preset_best_ask_anew_and_replay_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pvdconvert import conversion, settings
 
@@ -89,6 +90,7 @@ def test_a_student_without_a_tap_says_that_features_were_skipped(tmp_path: Path)
     assert next(s for s in report.stages if s.name == "features").note.startswith("skipped: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", sorted(SMALL))
 def test_the_same_seed_and_steps_give_the_same_file_bit_for_bit(to: str, tmp_path: Path) -> None:
     a, b, c = (tmp_path / f"{n}.safetensors" for n in "abc")
@@ -257,6 +259,7 @@ def test_a_file_that_reads_back_differently_is_not_kept(
 # -- interruption --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", sorted(SMALL))
 def test_an_interrupted_run_resumes_to_the_same_result(to: str, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"

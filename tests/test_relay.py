@@ -36,6 +36,7 @@ def chained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return out, chain(out)
 
 
+@pytest.mark.slow
 def test_a_chain_reports_both_errors(chained: tuple[Path, Any]) -> None:
     report = chained[1]
     assert report.via["architecture"] == "tensorf-cp"
@@ -46,6 +47,7 @@ def test_a_chain_reports_both_errors(chained: tuple[Path, Any]) -> None:
     assert any("proxy against teacher" in line for line in lines(report.to_json()))
 
 
+@pytest.mark.slow
 def test_the_student_is_judged_by_the_first_teacher(chained: tuple[Path, Any]) -> None:
     out, report = chained
     teacher, student = prepare(AnalyticScene(), AnalyticScene().scene), open_field(out)
@@ -56,6 +58,7 @@ def test_the_student_is_judged_by_the_first_teacher(chained: tuple[Path, Any]) -
     assert abs(own - report.fidelity["psnr"]) < 3
 
 
+@pytest.mark.slow
 def test_a_chain_replays_bit_for_bit(chained: tuple[Path, Any], tmp_path: Path) -> None:
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     assert chain(one, validate=False).replay == chained[1].replay
@@ -71,6 +74,7 @@ def test_the_budget_is_shared_and_only_the_student_meets_the_request() -> None:
     assert [s.cycles > 0 for s in halves(Settings("nerf", "best", via="ngp"))] == [True, True]
 
 
+@pytest.mark.slow
 def test_a_chain_that_is_stopped_says_that_it_cannot_resume(tmp_path: Path) -> None:
     with pytest.raises(Interrupted, match="stopped in stage") as stopped:
         chain(tmp_path / "o.safetensors", stop=lambda: True)
