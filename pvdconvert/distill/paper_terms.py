@@ -82,9 +82,9 @@ def learning_rate(peak: float, progress: float) -> float:
 def groups(student: nn.Module, own: list[dict[str, Any]], rates: str) -> list[dict[str, Any]]:
     """The plugin's optimiser groups ``own`` with the paper's rates: 1e-3 for what belongs to linear layers, else 1e-2.
 
-    No group gets more than its plugin would give it, and one in units of its own keeps its rate. ``rates`` "plugin":
-    those of ``own``. None of the plugin's other wishes is granted: the method is plain Adam, whose momentum moves a row
-    about ten times as far for each of its rare touches as a lazy one does.
+    No group gets more than its plugin would give it. ``rates`` "plugin": those of ``own``. None of the plugin's other
+    wishes is granted: the method is plain Adam, whose momentum moves a row about ten times as far for each of its rare
+    touches as a lazy one does. But a group in units of its own keeps its rate and its lazy rows, which belong together.
     """
     linear = {id(p) for m in student.modules() if isinstance(m, nn.Linear) for p in m.parameters(recurse=False)}
     out = []
@@ -95,7 +95,8 @@ def groups(student: nn.Module, own: list[dict[str, Any]], rates: str) -> list[di
             part = [p for p in parameters if (id(p) in linear) is mine]
             kept = plugin if rates == "plugin" or plugin > OWN_UNITS else min(rate, plugin)
             if part:
-                out.append({"params": part, "lr": kept, "name": group.get("name", "")})
+                made = {"params": part, "lr": kept, "name": group.get("name", "")}
+                out.append(made | ({"sparse_rows": group.get("sparse_rows", False)} if plugin > OWN_UNITS else {}))
     return out
 
 
