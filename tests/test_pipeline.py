@@ -90,6 +90,14 @@ def test_a_student_without_a_tap_says_that_features_were_skipped(tmp_path: Path)
     assert next(s for s in report.stages if s.name == "features").note.startswith("skipped: ")
 
 
+@pytest.mark.parametrize("cut", ["color-1", "rays"])
+def test_a_replay_that_ends_within_a_round_is_refused(cut: str) -> None:
+    steps = "labels=1;features=0/0;density=1/1;color=1/1;render=1/1;labels-1=1/1;color-1=1/1;rays=1/1"
+    kept = ";".join(part for part in steps.split(";") if not part.startswith(f"{cut}="))
+    with pytest.raises(UsageError, match=f"rounds without '{cut}'"):
+        small("ngp", steps=kept)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("to", sorted(SMALL))
 def test_the_same_seed_and_steps_give_the_same_file_bit_for_bit(to: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from pvdconvert.distill.distiller import Distiller
 from pvdconvert.distill.store import Store
+from pvdconvert.errors import UsageError
 from pvdconvert.field import Stage
 from pvdconvert.report import StageReport
 
@@ -50,17 +51,24 @@ def rounds(
         if fixed is not None and labels not in fixed:
             break
         clock = time.perf_counter()
-        store, count = ask(LABELS * seconds, None if fixed is None else fixed[labels][0], first)
+        store, count = ask(LABELS * seconds, None if fixed is None else _planned(fixed, labels)[0], first)
         first += count
         distiller.renew(store)
         note = f"{store.rays} new rays with {len(store)} samples"
         del store
         distiller.reports.append(StageReport(labels, count, count, time.perf_counter() - clock, note=note))
         rest = max(1.0, seconds - (time.perf_counter() - clock))
-        ran = distiller.again(color, Stage.COLOR, rest, None if fixed is None else fixed[color])
+        ran = distiller.again(color, Stage.COLOR, rest, None if fixed is None else _planned(fixed, color))
         if fixed is None and (ran.psnr_after or 0.0) - (ran.psnr_before or 0.0) < gain:
             break
-    _rays(distiller, RAYS * seconds, None if fixed is None else fixed["rays"])
+    _rays(distiller, RAYS * seconds, None if fixed is None else _planned(fixed, "rays"))
+
+
+def _planned(fixed: Mapping[str, tuple[int, int]], name: str) -> tuple[int, int]:
+    """What a replay says of a stage of the rounds. Raises UsageError where it stops in the middle of them."""
+    if name not in fixed:
+        raise UsageError(f"these steps are not a replay: rounds without {name!r}", hint="copy 'replay' from a report")
+    return fixed[name]
 
 
 def _rays(distiller: Distiller, seconds: float, fixed: tuple[int, int] | None) -> None:
