@@ -71,46 +71,8 @@ def teacher_real(source: Path) -> float:
     return mean(against_images(ready(source), VIEWS).values())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--to", nargs="+", default=["ngp", "tensorf", "plenoxels"])
-    parser.add_argument("--preset", default="balanced")
-    parser.add_argument("--budget", default=None, help="instead of the preset's")
-    parser.add_argument("--source", type=Path, default=DATA / "checkpoints" / "bmild-lego")
-    parser.add_argument("--keep", type=Path, default=None)
-    parser.add_argument("--name", default=None)
-    given = parser.parse_args()
-    keep = given.keep or Path(tempfile.mkdtemp())
-    keep.mkdir(exist_ok=True, parents=True)
-    rows = []
-    for to in given.to:
-        out = keep / f"lego-{to}-{given.preset}.safetensors"
-        command = [sys.executable, "-m", "pvdconvert", str(given.source), "--to", to, "-o", str(out)]
-        command += ["--preset", given.preset, "--force", "--json", "--progress", "plain"]
-        command += ["--budget", given.budget] if given.budget else []
-        begin = time.perf_counter()
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        wall = time.perf_counter() - begin
-        if done.returncode:
-            rows.append({"to": to, "exit_code": done.returncode})
-            continue
-        report = json.loads(done.stdout)
-        row = {
-            "to": to,
-            "wall": wall,
-            "cpu": report["cpu_seconds"],
-            "fidelity": report["fidelity"]["psnr"],
-            "worst": report["fidelity"]["psnr_worst"],
-            "upper": report["fidelity"]["psnr_upper"],
-            "bytes": report["target"]["bytes"],
-            "peak": report["peak_bytes"],
-            "stages": report["stages"],
-            "config": report["plan"]["config"],
-            **judge(out, given.source),
-        }
-        rows.append(row)
-        print(json.dumps({k: v for k, v in row.items() if k not in ("config", "stages")}), flush=True)
-    best = teacher_real(given.source)
+def table(given: argparse.Namespace, best: float, rows: list[dict[str, Any]]) -> str:
+    """Write what is known so far; a long run that is stopped keeps what it had."""
     lines = [
         f"# lego (official weights), preset {given.preset}" + (f", budget {given.budget}" if given.budget else ""),
         "",
@@ -132,7 +94,52 @@ def main() -> None:
     results.mkdir(exist_ok=True)
     (results / f"{name}.md").write_text("\n".join(lines) + "\n")
     (results / f"{name}.json").write_text(json.dumps({"teacher_real_4": best, "rows": rows}, indent=1) + "\n")
-    print("\n".join(lines))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--to", nargs="+", default=["ngp", "tensorf", "plenoxels"])
+    parser.add_argument("--preset", default="balanced")
+    parser.add_argument("--budget", default=None, help="instead of the preset's")
+    parser.add_argument("--source", type=Path, default=DATA / "checkpoints" / "bmild-lego")
+    parser.add_argument("--keep", type=Path, default=None)
+    parser.add_argument("--name", default=None)
+    given = parser.parse_args()
+    keep = given.keep or Path(tempfile.mkdtemp())
+    keep.mkdir(exist_ok=True, parents=True)
+    rows: list[dict[str, Any]] = []
+    best = teacher_real(given.source)
+    for to in given.to:
+        out = keep / f"lego-{to}-{given.preset}.safetensors"
+        command = [sys.executable, "-m", "pvdconvert", str(given.source), "--to", to, "-o", str(out)]
+        command += ["--preset", given.preset, "--force", "--json", "--progress", "plain"]
+        command += ["--budget", given.budget] if given.budget else []
+        begin = time.perf_counter()
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        wall = time.perf_counter() - begin
+        if done.returncode:
+            rows.append({"to": to, "exit_code": done.returncode})
+            table(given, best, rows)
+            continue
+        report = json.loads(done.stdout)
+        row = {
+            "to": to,
+            "wall": wall,
+            "cpu": report["cpu_seconds"],
+            "fidelity": report["fidelity"]["psnr"],
+            "worst": report["fidelity"]["psnr_worst"],
+            "upper": report["fidelity"]["psnr_upper"],
+            "bytes": report["target"]["bytes"],
+            "peak": report["peak_bytes"],
+            "stages": report["stages"],
+            "config": report["plan"]["config"],
+            **judge(out, given.source),
+        }
+        rows.append(row)
+        print(json.dumps({k: v for k, v in row.items() if k not in ("config", "stages")}), flush=True)
+        table(given, best, rows)
+    print(table(given, best, rows))
 
 
 if __name__ == "__main__":
