@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import njit
 
-from pvdconvert.kernels.cpu import FAST, use_threads
+from pvdconvert.kernels.cpu import FAST, share
 
 
-@njit(cache=True, fastmath=FAST, parallel=True)
+@njit(cache=True, nogil=True, fastmath=FAST)
 def _update(
+    begin: int,
+    stop: int,
     fixed: Any,
     fixed_row: Any,
     solved: Any,
@@ -24,71 +26,64 @@ def _update(
     limit: Any,
     fit: Any,
     ridge: float,
-    pieces: int,
 ) -> None:
-    groups, rank = offsets.shape[0] - 1, fixed.shape[1]
-    count = offsets[groups]
-    cut = np.zeros(pieces + 1, np.int64)
-    for t in range(1, pieces):
-        cut[t] = min(groups, max(cut[t - 1], np.searchsorted(offsets, t * count // pieces)))
-    cut[pieces] = groups
-    for t in prange(pieces):
-        a, b, v = np.empty((rank, rank)), np.empty(rank), np.empty(rank)
-        for g in range(cut[t], cut[t + 1]):
-            x = solved[solved_row[g]]
-            a[:, :] = 0.0
-            b[:] = 0.0
+    rank = fixed.shape[1]
+    a, b, v = np.empty((rank, rank)), np.empty(rank), np.empty(rank)
+    for g in range(begin, stop):
+        x = solved[solved_row[g]]
+        a[:, :] = 0.0
+        b[:] = 0.0
+        for i in range(rank):
+            a[i, i] = ridge
+        for s in range(offsets[g], offsets[g + 1]):
+            m = order[s]
+            f = fixed[fixed_row[m]]
+            own = 0.0
             for i in range(rank):
-                a[i, i] = ridge
-            for s in range(offsets[g], offsets[g + 1]):
-                m = order[s]
-                f = fixed[fixed_row[m]]
-                own = 0.0
-                for i in range(rank):
-                    v[i] = f[i]
-                    own += v[i] * x[i]
-                e = np.float64(target[m]) - fit[m]
-                if e * limit[m] < 0.0:
-                    e = 0.0
-                w = np.float64(weight[m])
-                e = w * (own + e)
-                for i in range(rank):
-                    b[i] += e * v[i]
-                    wi = w * v[i]
-                    row = a[i]
-                    for j in range(rank):
-                        row[j] += wi * v[j]
-            # Cholesky in place (lower), then two triangular solves.
+                v[i] = f[i]
+                own += v[i] * x[i]
+            e = np.float64(target[m]) - fit[m]
+            if e * limit[m] < 0.0:
+                e = 0.0
+            w = np.float64(weight[m])
+            e = w * (own + e)
             for i in range(rank):
-                for j in range(i + 1):
-                    total = a[i, j]
-                    for k in range(j):
-                        total -= a[i, k] * a[j, k]
-                    if i == j:
-                        a[i, i] = np.sqrt(max(total, 1e-30))
-                    else:
-                        a[i, j] = total / a[j, j]
+                b[i] += e * v[i]
+                wi = w * v[i]
+                row = a[i]
+                for j in range(rank):
+                    row[j] += wi * v[j]
+        # Cholesky in place (lower), then two triangular solves.
+        for i in range(rank):
+            for j in range(i + 1):
+                total = a[i, j]
+                for k in range(j):
+                    total -= a[i, k] * a[j, k]
+                if i == j:
+                    a[i, i] = np.sqrt(max(total, 1e-30))
+                else:
+                    a[i, j] = total / a[j, j]
+        for i in range(rank):
+            total = b[i]
+            for k in range(i):
+                total -= a[i, k] * b[k]
+            b[i] = total / a[i, i]
+        for i in range(rank - 1, -1, -1):
+            total = b[i]
+            for k in range(i + 1, rank):
+                total -= a[k, i] * b[k]
+            b[i] = total / a[i, i]
+        for i in range(rank):
+            new = np.float32(b[i])
+            b[i] = np.float64(new) - x[i]
+            x[i] = new
+        for s in range(offsets[g], offsets[g + 1]):
+            m = order[s]
+            f = fixed[fixed_row[m]]
+            change = 0.0
             for i in range(rank):
-                total = b[i]
-                for k in range(i):
-                    total -= a[i, k] * b[k]
-                b[i] = total / a[i, i]
-            for i in range(rank - 1, -1, -1):
-                total = b[i]
-                for k in range(i + 1, rank):
-                    total -= a[k, i] * b[k]
-                b[i] = total / a[i, i]
-            for i in range(rank):
-                new = np.float32(b[i])
-                b[i] = np.float64(new) - x[i]
-                x[i] = new
-            for s in range(offsets[g], offsets[g + 1]):
-                m = order[s]
-                f = fixed[fixed_row[m]]
-                change = 0.0
-                for i in range(rank):
-                    change += f[i] * b[i]
-                fit[m] += change
+                change += f[i] * b[i]
+            fit[m] += change
 
 
 def update(
@@ -105,7 +100,6 @@ def update(
     ridge: float,
 ) -> None:
     """See ``_update_torch`` in :mod:`pvdconvert.solve.als`; every array contiguous, ``solved`` and ``fit`` in place."""
-    threads = use_threads()
     arrays: list[Any] = [t.numpy() for t in (fixed, fixed_row, solved, solved_row, offsets, order)]
     points: list[Any] = [t.numpy() for t in (target, weight, limit, fit)]
-    _update(*arrays, *points, ridge, 8 * threads)  # type: ignore[call-arg]
+    share(_update, len(offsets) - 1, *arrays, *points, ridge, uneven=64)

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import njit
 from torch import Tensor
 
-from pvdconvert.kernels.cpu import use_threads
+from pvdconvert.kernels.cpu import share
 from pvdconvert.kernels.hashgrid_spec import DENSE, INTERPOLATIONS, POWER, PRIMES
 
 _BLOCK = 256
@@ -28,7 +28,7 @@ _SMOOTHSTEP, _NEAREST = INTERPOLATIONS.index("smoothstep"), INTERPOLATIONS.index
 _FAST = {"contract", "nsz", "arcp"}
 
 
-@njit(cache=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
 def _corners(x, begin, count, rows, weights, scale, stride, entries, kind, low, high, smooth, shift):  # type: ignore[no-untyped-def]
     """Rows and weights [8, count] of the corners around points ``begin ..``; outside, the weights are 0.
 
@@ -84,7 +84,7 @@ def _corners(x, begin, count, rows, weights, scale, stride, entries, kind, low, 
                     rows[k, i] %= n
 
 
-@njit(cache=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
 def _forward_level(x, table, out, column, begin, end, scale, stride, entries, kind, low, high, smooth, shift):  # type: ignore[no-untyped-def]
     rows, weights = np.empty((8, _BLOCK), np.uint32), np.empty((8, _BLOCK), np.float32)
     for first in range(begin, end, _BLOCK):
@@ -107,7 +107,7 @@ def _forward_level(x, table, out, column, begin, end, scale, stride, entries, ki
                     out[column + f, first + i] = s0
 
 
-@njit(cache=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
 def _backward_level(x, grad, table, column, scale, stride, entries, kind, low, high, smooth, shift):  # type: ignore[no-untyped-def]
     rows, weights = np.empty((8, _BLOCK), np.uint32), np.empty((8, _BLOCK), np.float32)
     for first in range(0, x.shape[0], _BLOCK):
@@ -126,73 +126,47 @@ def _backward_level(x, grad, table, column, scale, stride, entries, kind, low, h
                         table[rows[k, i], f] += weights[k, i] * grad[first + i, column + f]
 
 
-@njit(cache=True, parallel=True)
-def _forward(x, table, out, scales, ints, low, high, smooth, shift, threads):  # type: ignore[no-untyped-def]
-    count, width = x.shape[0], table.shape[1]
-    chunk = (count + threads - 1) // threads
-    for t in prange(threads):
-        begin = min(count, t * chunk)
-        end = min(count, begin + chunk)
-        for level in range(scales.shape[0]):
-            stride, entries, first, kind = ints[level, 0], ints[level, 1], ints[level, 2], ints[level, 3]
-            rows = table[first : first + entries]
-            _forward_level(
-                x, rows, out, level * width, begin, end, scales[level], stride, entries, kind, low, high, smooth, shift
-            )
+@njit(cache=True, nogil=True)
+def _forward(begin, end, x, table, out, scales, ints, low, high, smooth, shift):  # type: ignore[no-untyped-def]
+    width = table.shape[1]
+    for level in range(scales.shape[0]):
+        stride, entries, first, kind = ints[level, 0], ints[level, 1], ints[level, 2], ints[level, 3]
+        rows = table[first : first + entries]
+        _forward_level(
+            x, rows, out, level * width, begin, end, scales[level], stride, entries, kind, low, high, smooth, shift
+        )
 
 
-@njit(cache=True, parallel=True)
-def _backward(x, grad, table, scales, ints, low, high, smooth, shift, threads):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True)
+def _backward(begin, end, x, grad, table, scales, ints, low, high, smooth, shift):  # type: ignore[no-untyped-def]
     width, levels = table.shape[1], scales.shape[0]
-    for t in prange(threads):
-        # Interleaved: coarse levels are cheap, and every thread gets its share of them.
-        for level in range(t, levels, threads):
-            stride, entries, first, kind = ints[level, 0], ints[level, 1], ints[level, 2], ints[level, 3]
-            rows = table[first : first + entries]
-            _backward_level(
-                x, grad, rows, level * width, scales[level], stride, entries, kind, low, high, smooth, shift
-            )
+    for turn in range(begin, end):
+        level = levels - 1 - turn  # coarse levels are cheap: they fill up what is left
+        stride, entries, first, kind = ints[level, 0], ints[level, 1], ints[level, 2], ints[level, 3]
+        rows = table[first : first + entries]
+        _backward_level(x, grad, rows, level * width, scales[level], stride, entries, kind, low, high, smooth, shift)
 
 
-def _run(parallel: Any, serial: Any, x: Any, other: Any, target: Any, geometry: tuple[Any, ...]) -> None:
-    """``parallel`` over all threads; with one thread, level by level without a parallel region: OpenMP's idle threads
-    would spin after it."""
-    scales, ints, low, high, mode, shift = geometry
-    scales, ints = np.array(scales, dtype=np.float32), np.array(ints, dtype=np.int64).reshape(-1, 4)
-    low, high, shift = np.float32(low), np.float32(high), np.float32(shift)
-    threads = use_threads()
-    if threads > 1:
-        parallel(x, other, target, scales, ints, low, high, mode, shift, threads)
-        return
-    for level, (stride, entries, first, kind) in enumerate(ints.tolist()):
-        part = slice(first, first + entries)
-        serial(level, part, scales[level], stride, entries, kind, low, high, mode, shift)
+def _geometry(scales: Any, ints: Any, low: float, high: float, mode: int, shift: float) -> tuple[Any, ...]:
+    """The geometry as the kernels take it."""
+    levels = np.array(ints, dtype=np.int64).reshape(-1, 4)
+    return np.array(scales, dtype=np.float32), levels, np.float32(low), np.float32(high), mode, np.float32(shift)
 
 
 def forward(x01: Tensor, table: Tensor, *geometry: Any) -> Tensor:
     """:func:`pvdconvert.kernels.hashgrid.hash_encode` for float32 on the CPU: [N, L*F], a transposed view."""
     points, rows = x01.detach().contiguous().numpy(), table.detach().contiguous().numpy()
     out = torch.empty(len(geometry[0]) * rows.shape[1], len(points))
-    target = out.numpy()
-
-    def serial(level: int, part: slice, *rest: Any) -> None:
-        _forward_level(points, rows[part], target, level * rows.shape[1], 0, len(points), *rest)
-
-    if len(points):
-        _run(_forward, serial, points, rows, target, geometry)
+    share(_forward, len(points), points, rows, out.numpy(), *_geometry(*geometry), grain=_BLOCK)
     return out.t()
 
 
 def backward(x01: Tensor, grad: Tensor, rows: int, *geometry: Any) -> Tensor:
     """The gradient [rows, F] of the table; ``grad`` [N, L*F] is that of the features."""
     points, upper = x01.detach().contiguous().numpy(), grad.contiguous().numpy()
-    width = upper.shape[1] // len(geometry[0])
+    levels = len(geometry[0])
     # numpy asks the system for huge pages: a fifth of the time that torch.zeros takes for a large table.
-    target = np.zeros((rows, width), dtype=np.float32)
-
-    def serial(level: int, part: slice, *rest: Any) -> None:
-        _backward_level(points, upper, target[part], level * width, *rest)
-
+    target = np.zeros((rows, upper.shape[1] // levels), dtype=np.float32)
     if len(points):
-        _run(_backward, serial, points, upper, target, geometry)
+        share(_backward, levels, points, upper, target, *_geometry(*geometry), uneven=levels)
     return torch.from_numpy(target)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pvdconvert.kernels.cpu import use_threads
+from pvdconvert.kernels.cpu import share
 
 if TYPE_CHECKING:
     from pvdconvert.kernels.march import Cells
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 RUNS = 4
 """Runs of samples side by side that the first pass remembers of each ray."""
 
+GRAIN = 64
+"""Rays that are worth a thread."""
+
 # No fastmath: lattice points must round as in the truth, and infinities are part of the walk.
 
 
-@numba.njit(inline="always", error_model="numpy")
+@numba.njit(error_model="numpy", nogil=True, cache=True)
 def _clip(a: Any, b: Any, n: Any, t0: Any, t1: Any) -> Any:
     """The part of [t0, t1] in which -1 <= a + t b <= n + 1: a cell of margin, the exact test is made on the samples."""
     if b == 0.0:
@@ -35,13 +38,13 @@ def _clip(a: Any, b: Any, n: Any, t0: Any, t1: Any) -> Any:
     return t0, t1
 
 
-@numba.njit(inline="always", error_model="numpy")
+@numba.njit(error_model="numpy", nogil=True, cache=True)
 def _inverse(b: Any) -> Any:
     """1 / b; a ray that never leaves a slab leaves it at infinity."""
     return 1.0 / np.float64(b) if b != 0.0 else math.inf
 
 
-@numba.njit(inline="always", error_model="numpy")
+@numba.njit(error_model="numpy", nogil=True, cache=True)
 def _leave(a: Any, inverse: Any, low: Any, size: Any) -> Any:
     """Where the ray leaves [low, low + size] of one axis."""
     return (low + (size if inverse > 0.0 else 0) - a) * inverse if inverse < math.inf else math.inf
@@ -57,8 +60,10 @@ def _blocks(grid: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return found.view(np.uint8)
 
 
-@numba.njit(parallel=True, error_model="numpy", cache=True)
+@numba.njit(error_model="numpy", nogil=True, cache=True)
 def _march(
+    begin: int,
+    stop: int,
     o: Any,
     d: Any,
     t0: Any,
@@ -81,7 +86,7 @@ def _march(
     nx, ny, nz = grid.shape
     write = out.shape[0] > 0
     rate = 1.0 / np.float64(step)
-    for r in numba.prange(o.shape[0]):
+    for r in range(begin, stop):
         first, last, shift = t0[r], t1[r], phase[r]
         ax, ay, az = (o[r, 0] - origin[0]) * scale, (o[r, 1] - origin[1]) * scale, (o[r, 2] - origin[2]) * scale
         bx, by, bz = d[r, 0] * scale, d[r, 1] * scale, d[r, 2] * scale
@@ -141,7 +146,6 @@ def march_numba(
     o: Tensor, d: Tensor, t0: Tensor, t1: Tensor, occ: Cells, step: float, jitter: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See :func:`pvdconvert.kernels.march.march`; counts first, then fills, in parallel over rays."""
-    use_threads()
     grid = occ.grid.contiguous().numpy()
     blocks = _blocks(grid)
     coarse = _blocks(blocks)
@@ -149,9 +153,9 @@ def march_numba(
     arrays: list[Any] = [v.detach().contiguous().numpy() for v in (o, d, t0, t1, jitter, occ.origin)]
     arrays += [grid, blocks, coarse, np.float32(1.0 / occ.cell), np.float32(step), runs]
     offsets = np.zeros(o.shape[0] + 1, dtype=np.int64)
-    _march(*arrays, offsets, np.empty(0, dtype=np.float32))  # type: ignore[call-arg]
+    share(_march, len(o), *arrays, offsets, np.empty(0, dtype=np.float32), grain=GRAIN, uneven=8)
     np.cumsum(offsets, out=offsets)
     t = np.empty(int(offsets[-1]), dtype=np.float32)
     if t.size:
-        _march(*arrays, offsets, t)  # type: ignore[call-arg]
+        share(_march, len(o), *arrays, offsets, t, grain=GRAIN, uneven=8)
     return torch.from_numpy(offsets), torch.from_numpy(t)

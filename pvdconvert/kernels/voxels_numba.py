@@ -12,59 +12,59 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pvdconvert.kernels.cpu import FAST, use_threads
+from pvdconvert.kernels.cpu import FAST, share, threads
 
 Array = NDArray[Any]
+GRAIN = 256
+"""Points that are worth a thread."""
 
 
-@njit(parallel=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST)
 def _locate(
-    xg: Array, shape: Array, top: Array, bricks: Array, shift: int, whole: bool, rows: Array, w: Array, parts: int
-) -> None:
-    n = xg.shape[0]
+    begin: int, stop: int, xg: Array, shape: Array, top: Array, bricks: Array, shift: int, whole: bool,
+    rows: Array, w: Array,
+) -> None:  # fmt: skip
     mask = (1 << shift) - 1
-    chunk = (n + parts - 1) // parts
     lx, ly, lz = shape[0] - 1, shape[1] - 1, shape[2] - 1
-    for part in prange(parts):
-        for p in range(part * chunk, min(n, (part + 1) * chunk)):
-            x, y, z = xg[p, 0], xg[p, 1], xg[p, 2]
-            # Written so that NaN falls outside.
-            if not (x >= 0 and x <= lx and y >= 0 and y <= ly and z >= 0 and z <= lz):
-                for c in range(8):
-                    rows[p, c] = -1
-                    w[p, c] = 0
-                continue
-            i, j, k = min(int(x), lx - 1), min(int(y), ly - 1), min(int(z), lz - 1)
-            fx, fy, fz = x - np.float32(i), y - np.float32(j), z - np.float32(k)
-            one = np.float32(1)
-            complete = True
+    for p in range(begin, stop):
+        x, y, z = xg[p, 0], xg[p, 1], xg[p, 2]
+        # Written so that NaN falls outside.
+        if not (x >= 0 and x <= lx and y >= 0 and y <= ly and z >= 0 and z <= lz):
             for c in range(8):
-                di, dj, dk = c >> 2 & 1, c >> 1 & 1, c & 1
-                a, b, d = i + di, j + dj, k + dk
-                brick = top[a >> shift, b >> shift, d >> shift]
-                row = np.int32(-1)
-                if brick >= 0:
-                    row = bricks[brick, ((((a & mask) << shift) | (b & mask)) << shift) | (d & mask)]
-                rows[p, c] = row
-                if row < 0:
-                    complete = False
-                    w[p, c] = 0
-                else:
-                    wx = fx if di else one - fx
-                    wy = fy if dj else one - fy
-                    wz = fz if dk else one - fz
-                    w[p, c] = wx * wy * wz
-            if whole and not complete:
-                for c in range(8):
-                    rows[p, c] = -1
-                    w[p, c] = 0
+                rows[p, c] = -1
+                w[p, c] = 0
+            continue
+        i, j, k = min(int(x), lx - 1), min(int(y), ly - 1), min(int(z), lz - 1)
+        fx, fy, fz = x - np.float32(i), y - np.float32(j), z - np.float32(k)
+        one = np.float32(1)
+        complete = True
+        for c in range(8):
+            di, dj, dk = c >> 2 & 1, c >> 1 & 1, c & 1
+            a, b, d = i + di, j + dj, k + dk
+            brick = top[a >> shift, b >> shift, d >> shift]
+            row = np.int32(-1)
+            if brick >= 0:
+                row = bricks[brick, ((((a & mask) << shift) | (b & mask)) << shift) | (d & mask)]
+            rows[p, c] = row
+            if row < 0:
+                complete = False
+                w[p, c] = 0
+            else:
+                wx = fx if di else one - fx
+                wy = fy if dj else one - fy
+                wz = fz if dk else one - fz
+                w[p, c] = wx * wy * wz
+        if whole and not complete:
+            for c in range(8):
+                rows[p, c] = -1
+                w[p, c] = 0
 
 
-@njit(inline="always")
+@njit(nogil=True, cache=True, fastmath=FAST)
 def _mix(rows: Array, w: Array, p: int, values: Array, width: int, out: Array) -> bool:
     """out[:width] = the interpolated row; False where nothing contributes."""
     r0, r1, r2, r3 = rows[p, 0], rows[p, 1], rows[p, 2], rows[p, 3]
@@ -89,40 +89,36 @@ def _mix(rows: Array, w: Array, p: int, values: Array, width: int, out: Array) -
     return some
 
 
-@njit(parallel=True, cache=True, fastmath=FAST)
-def _gather(rows: Array, w: Array, values: Array, fill: float, out: Array, parts: int) -> None:
-    n, width = out.shape
-    chunk = (n + parts - 1) // parts
-    for part in prange(parts):
-        for p in range(part * chunk, min(n, (part + 1) * chunk)):
-            line = out[p]
-            if not _mix(rows, w, p, values, width, line):
-                for c in range(width):
-                    line[c] = fill
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _gather(begin: int, stop: int, rows: Array, w: Array, values: Array, fill: float, out: Array) -> None:
+    width = out.shape[1]
+    for p in range(begin, stop):
+        line = out[p]
+        if not _mix(rows, w, p, values, width, line):
+            for c in range(width):
+                line[c] = fill
 
 
-@njit(parallel=True, cache=True, fastmath=FAST)
-def _gather_sh(rows: Array, w: Array, basis: Array, sh: Array, out: Array, parts: int) -> None:
-    n, count, bands = basis.shape
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _gather_sh(begin: int, stop: int, rows: Array, w: Array, basis: Array, sh: Array, out: Array) -> None:
+    _, count, bands = basis.shape
     width = sh.shape[1]
-    chunk = (n + parts - 1) // parts
-    for part in prange(parts):
-        line = np.empty(width, dtype=np.float32)
-        for p in range(part * chunk, min(n, (part + 1) * chunk)):
-            _mix(rows, w, p, sh, width, line)
-            for k in range(count):
-                for c in range(3):
-                    total = np.float32(0)
-                    for b in range(bands):
-                        total += basis[p, k, b] * line[c * bands + b]
-                    out[p, k, c] = total
+    line = np.empty(width, dtype=np.float32)
+    for p in range(begin, stop):
+        _mix(rows, w, p, sh, width, line)
+        for k in range(count):
+            for c in range(3):
+                total = np.float32(0)
+                for b in range(bands):
+                    total += basis[p, k, b] * line[c * bands + b]
+                out[p, k, c] = total
 
 
-@njit(parallel=True, cache=True, fastmath=FAST)
-def _scatter(rows: Array, w: Array, g: Array, grad: Array, touched: Array, edges: Array) -> None:
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _scatter(begin: int, stop: int, rows: Array, w: Array, g: Array, grad: Array, touched: Array, edges: Array) -> None:
     n, width = g.shape
     mark = touched.shape[0] > 0
-    for part in prange(edges.shape[0] - 1):
+    for part in range(begin, stop):
         low, high = edges[part], edges[part + 1]
         for p in range(n):
             for q in range(8):
@@ -134,12 +130,14 @@ def _scatter(rows: Array, w: Array, g: Array, grad: Array, touched: Array, edges
                         grad[r, c] += w[p, q] * g[p, c]
 
 
-@njit(parallel=True, cache=True, fastmath=FAST)
-def _scatter_sh(rows: Array, w: Array, basis: Array, g: Array, grad: Array, touched: Array, edges: Array) -> None:
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _scatter_sh(
+    begin: int, stop: int, rows: Array, w: Array, basis: Array, g: Array, grad: Array, touched: Array, edges: Array
+) -> None:
     n, count, bands = basis.shape
     width = grad.shape[1]
     mark = touched.shape[0] > 0
-    for part in prange(edges.shape[0] - 1):
+    for part in range(begin, stop):
         low, high = edges[part], edges[part + 1]
         line = np.empty(width, dtype=np.float32)
         for p in range(n):
@@ -171,7 +169,7 @@ def locate(xg: Tensor, shape: Sequence[int], top: Tensor, bricks: Tensor, whole:
         x = xg.detach().contiguous().numpy()
         shift = (round(bricks.shape[1] ** (1 / 3))).bit_length() - 1
         sides = np.array(shape, np.int64)
-        _locate(x, sides, top.numpy(), bricks.numpy(), shift, whole, rows, w, use_threads())
+        share(_locate, len(x), x, sides, top.numpy(), bricks.numpy(), shift, whole, rows, w, grain=GRAIN)
     return torch.from_numpy(rows), torch.from_numpy(w)
 
 
@@ -179,7 +177,7 @@ def gather(rows: Tensor, w: Tensor, values: Tensor, fill: float) -> Tensor:
     """[N, C]: rows mixed by weights; ``fill`` where none contributes."""
     out = np.empty((len(rows), values.shape[1]), np.float32)
     if len(rows):
-        _gather(rows.numpy(), w.numpy(), _array(values), fill, out, use_threads())
+        share(_gather, len(out), rows.numpy(), w.numpy(), _array(values), fill, out, grain=GRAIN)
     return torch.from_numpy(out)
 
 
@@ -187,20 +185,22 @@ def gather_sh(rows: Tensor, w: Tensor, basis: Tensor, sh: Tensor) -> Tensor:
     """[N, K, 3]: the same for the coefficients of a colour, taken in K directions."""
     out = np.empty((*basis.shape[:2], 3), np.float32)
     if out.size:
-        _gather_sh(rows.numpy(), w.numpy(), _array(basis), _array(sh), out, use_threads())
+        share(_gather_sh, len(out), rows.numpy(), w.numpy(), _array(basis), _array(sh), out, grain=GRAIN)
     return torch.from_numpy(out)
 
 
 def scatter(rows: Tensor, w: Tensor, g: Tensor, into: Tensor, touched: Tensor | None) -> None:
     """The transpose of :func:`gather`: adds to rows of ``into`` and marks them."""
     edges = _edges(rows.numpy(), len(into))
-    _scatter(rows.numpy(), w.numpy(), _array(g), into.numpy(), _marks(touched), edges)
+    given = (rows.numpy(), w.numpy(), _array(g), into.numpy(), _marks(touched), edges)
+    share(_scatter, len(edges) - 1, *given)
 
 
 def scatter_sh(rows: Tensor, w: Tensor, basis: Tensor, g: Tensor, into: Tensor, touched: Tensor | None) -> None:
     """The transpose of :func:`gather_sh`."""
     edges = _edges(rows.numpy(), len(into))
-    _scatter_sh(rows.numpy(), w.numpy(), _array(basis), _array(g), into.numpy(), _marks(touched), edges)
+    given = (rows.numpy(), w.numpy(), _array(basis), _array(g), into.numpy(), _marks(touched), edges)
+    share(_scatter_sh, len(edges) - 1, *given)
 
 
 def _array(tensor: Tensor) -> Array:
@@ -213,7 +213,7 @@ def _marks(touched: Tensor | None) -> Array:
 
 def _edges(rows: Array, count: int) -> Array:
     """Bounds of the row ranges that threads own: about equal work. The result of a scatter does not depend on them."""
-    parts = use_threads()
+    parts = threads()
     sample = np.sort(rows[:: max(1, len(rows) // 4096), 0])
     inner = [int(sample[len(sample) * i // parts]) for i in range(1, parts)] if len(sample) else []
     return np.array([0, *np.clip(inner, 0, count), count], np.int64)

@@ -10,16 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pvdconvert.kernels.composite_numba import alpha
-from pvdconvert.kernels.cpu import use_threads
+from pvdconvert.kernels.composite_numba import GRAIN, alpha
+from pvdconvert.kernels.cpu import share
 
 if TYPE_CHECKING:
     from pvdconvert.kernels.wavefront import Wave, Weighed
 
 
-@numba.njit(parallel=True, error_model="numpy", cache=True)
-def _take(o: Any, d: Any, t: Any, cursor: Any, rays: Any, offsets: Any, index: Any, x: Any) -> None:
-    for j in numba.prange(rays.shape[0]):
+@numba.njit(error_model="numpy", nogil=True, cache=True)
+def _take(
+    begin: int, stop: int, o: Any, d: Any, t: Any, cursor: Any, rays: Any, offsets: Any, index: Any, x: Any
+) -> None:
+    for j in range(begin, stop):
         r = rays[j]
         k = cursor[r]
         for n in range(offsets[j], offsets[j + 1]):
@@ -30,8 +32,10 @@ def _take(o: Any, d: Any, t: Any, cursor: Any, rays: Any, offsets: Any, index: A
         cursor[r] = k
 
 
-@numba.njit(parallel=True, error_model="numpy", cache=True)
+@numba.njit(error_model="numpy", nogil=True, cache=True)
 def _weigh(
+    begin: int,
+    stop: int,
     t: Any,
     left: Any,
     opacity: Any,
@@ -42,19 +46,19 @@ def _weigh(
     index: Any,
     sigma: Any,
     step: Any,
-    stop: Any,
+    least: Any,
     threshold: Any,
     weight: Any,
     reached: Any,
     mass: Any,
     counts: Any,
 ) -> None:
-    for j in numba.prange(rays.shape[0]):
+    for j in range(begin, stop):
         r = rays[j]
         through, total, done, far = np.float64(left[r]), np.float64(opacity[r]), np.float64(colored[r]), 0.0
         asked = 0
         for n in range(offsets[j], offsets[j + 1]):
-            reached[n] = through >= stop
+            reached[n] = through >= least
             weight[n] = 0.0
             mass[n] = -1.0
             if reached[n]:
@@ -77,9 +81,9 @@ def _weigh(
         counts[j + 1] = asked
 
 
-@numba.njit(parallel=True, error_model="numpy", cache=True)
-def _pick(offsets: Any, mass: Any, picked: Any, pick: Any, stands: Any) -> None:
-    for j in numba.prange(offsets.shape[0] - 1):
+@numba.njit(error_model="numpy", nogil=True, cache=True)
+def _pick(begin: int, stop: int, offsets: Any, mass: Any, picked: Any, pick: Any, stands: Any) -> None:
+    for j in range(begin, stop):
         k = picked[j]
         for n in range(offsets[j], offsets[j + 1]):
             if mass[n] >= 0.0:
@@ -90,14 +94,13 @@ def _pick(offsets: Any, mass: Any, picked: Any, pick: Any, stands: Any) -> None:
 
 def take_numba(wave: Wave, rays: Tensor, ahead: int) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`pvdconvert.kernels.wavefront.take`."""
-    use_threads()
     counts = (wave.end[rays] - wave.cursor[rays]).clamp(max=ahead)
     offsets = torch.zeros(rays.shape[0] + 1, dtype=torch.int64)
     torch.cumsum(counts, 0, out=offsets[1:])
     n = int(offsets[-1])
     index, x = torch.empty(n, dtype=torch.int64), torch.empty((n, 3))
     arrays: list[Any] = [v.numpy() for v in (wave.o, wave.d, wave.t, wave.cursor, rays, offsets, index, x)]
-    _take(*arrays)
+    share(_take, len(rays), *arrays, grain=GRAIN)
     return offsets, index, x
 
 
@@ -107,7 +110,6 @@ def weigh_numba(
     """See :func:`pvdconvert.kernels.wavefront.weigh`."""
     from pvdconvert.kernels.wavefront import Weighed
 
-    use_threads()
     n = index.shape[0]
     weight, mass, reached = torch.empty(n), torch.empty(n), torch.empty(n, dtype=torch.bool)
     picked = torch.zeros(rays.shape[0] + 1, dtype=torch.int64)
@@ -115,8 +117,9 @@ def weigh_numba(
     given = (rays, offsets, index, sigma.detach().contiguous())
     arrays: list[Any] = [v.numpy() for v in (*state, *given)]
     out: list[Any] = [v.numpy() for v in (weight, reached, mass, picked)]
-    _weigh(*arrays, np.float32(step), stop, threshold, *out)  # type: ignore[call-arg]
+    share(_weigh, len(rays), *arrays, np.float32(step), stop, threshold, *out, grain=GRAIN)
     picked = picked.cumsum(0)
     pick, stands = torch.empty(int(picked[-1]), dtype=torch.int64), torch.empty(int(picked[-1]))
-    _pick(offsets.numpy(), mass.numpy(), picked.numpy(), pick.numpy(), stands.numpy())
+    given_back = [v.numpy() for v in (offsets, mass, picked, pick, stands)]
+    share(_pick, len(rays), *given_back, grain=GRAIN)
     return Weighed(weight, reached, pick, stands, picked)
