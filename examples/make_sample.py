@@ -1,6 +1,6 @@
 """Train ``ngp.ckpt``, the sample teacher, from the procedural scene beside this file: no images, no other program.
 
-    python examples/make_sample.py                      # examples/ngp.ckpt, about ten minutes of two cores
+    python examples/make_sample.py                      # examples/ngp.ckpt, about five minutes of two cores
     python examples/make_sample.py --budget 60 -o x.ckpt
 
 The teacher of this conversion is two functions; the student is a small hash grid (table 2^14) in torch-ngp's layout.
@@ -41,7 +41,7 @@ class Lines:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the sample teacher from the procedural scene.")
     parser.add_argument("-o", "--out", type=Path, default=HERE / "ngp.ckpt")
-    parser.add_argument("--budget", type=float, default=600.0, help="seconds")
+    parser.add_argument("--budget", type=float, default=300.0, help="seconds")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     report = pvdconvert.convert(

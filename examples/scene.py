@@ -95,9 +95,9 @@ def distances(x: Tensor) -> Tensor:
     equator = _band(pz, rho, _RING + 0.005, 0.012, 0.034)
     zodiac = _band(w, torch.hypot(u, v), _ZODIAC, 0.011, 0.048)
     axis = torch.minimum(_rod(rho, pz, -0.60, 0.68, 0.012), torch.sqrt(rho**2 + (pz - 0.68) ** 2) - 0.032)
-    a, b = _fold(px, py, 56)
+    a, b = _fold(px, py, 72)
     balusters = torch.minimum(
-        _rod(torch.hypot(a - _RAIL, b), pz, _TOP, -0.585, 0.0095), _band(pz + 0.585, rho, _RAIL, 0.013, 0.011)
+        _rod(torch.hypot(a - _RAIL, b), pz, _TOP, -0.585, 0.008), _band(pz + 0.585, rho, _RAIL, 0.013, 0.011)
     )
     a, b = _fold(px, py, 4)
     stays = _rod(torch.hypot(a - _RING - 0.005, b), pz, _TOP, 0.0, 0.0115)
@@ -158,8 +158,8 @@ def _gloss(normal: Tensor, d: Tensor, power: int, gain: float) -> Tensor:
 def _plinth(x: Tensor) -> Tensor:
     px, py, pz = x.unbind(-1)
     rho, angle = torch.hypot(px, py), torch.atan2(py, px)
-    tile = 0.058
-    checks = (_wave(px / (2 * tile) + 0.25, 0.09) - 0.5) * (_wave(py / (2 * tile) + 0.25, 0.09) - 0.5) * 2 + 0.5
+    tile = 0.046
+    checks = (_wave(px / (2 * tile) + 0.25, 0.14) - 0.5) * (_wave(py / (2 * tile) + 0.25, 0.14) - 0.5) * 2 + 0.5
     floor = _mix(_rgb(x, 0.93, 0.89, 0.80), _rgb(x, 0.13, 0.30, 0.33), checks)
     border = _mix(_rgb(x, 0.55, 0.12, 0.10), _rgb(x, 0.93, 0.80, 0.52), _wave(angle * (40 / math.pi), 0.14))
     top = _mix(floor, border, _edge(rho - 0.47, 0.01) * (1 - _edge(rho - 0.55, 0.01)))
@@ -183,8 +183,8 @@ def _globe(x: Tensor, normal: Tensor) -> Tensor:
     base = _mix(sea, soil, _edge(land - 0.12, 0.05))
     base = _mix(base, _rgb(x, 0.95, 0.96, 0.97), _edge(nz.abs() - 0.93, 0.02))
     flat = torch.hypot(nx, ny)
-    longitude = _line(torch.atan2(ny, nx) * (9 / math.pi), 0.09, 0.10) * _edge(flat - 0.3, 0.05)
-    latitude = _line(torch.asin(nz.clamp(-1, 1)) * (9 / math.pi), 0.09, 0.10)
+    longitude = _line(torch.atan2(ny, nx) * (15 / math.pi), 0.12, 0.14) * _edge(flat - 0.3, 0.05)
+    latitude = _line(torch.asin(nz.clamp(-1, 1)) * (15 / math.pi), 0.12, 0.14)
     lines = torch.maximum(longitude, latitude)
     return _mix(base, _rgb(x, 0.96, 0.84, 0.55), 0.85 * lines)
 
@@ -217,7 +217,7 @@ def _part_color(name: str, x: Tensor, d: Tensor) -> Tensor:
         return _lit(paint * (0.62 + 0.38 * stripes), normal, 0.6) + _gloss(normal, d, 10, 0.8)[:, None]
     if name == "zodiac":
         u, v, w = _zodiac_frame(x)
-        phase = torch.atan2(v, u) * (12 / math.pi)
+        phase = torch.atan2(v, u) * (24 / math.pi)
         field = _mix(_rgb(x, 0.96, 0.92, 0.80), _rgb(x, 0.10, 0.16, 0.42), _wave(phase, 0.12))
         field = _mix(field, _rgb(x, 0.70, 0.16, 0.13), _edge(0.016 - w.abs(), 0.01))
         field = _mix(field, _rgb(x, 0.78, 0.58, 0.22), _edge(w.abs() - 0.036, 0.01))

@@ -143,7 +143,7 @@ def test_dry_run_writes_nothing(ball: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="needs POSIX signals")
 def test_interrupt_then_resume(ball: Path, tmp_path: Path) -> None:
-    args = [sys.executable, "-m", "pvdconvert", str(ball), "--to", "ngp", "--budget", "30s", "-o", "s.safetensors"]
+    args = [sys.executable, "-m", "pvdconvert", str(ball), "--to", "ngp", "--budget", "12s", "-o", "s.safetensors"]
     args += ["--set", "log2_table=10", "--progress", "json"]
     with subprocess.Popen(args, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

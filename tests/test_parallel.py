@@ -26,7 +26,7 @@ from pvdconvert.testing.analytic import AnalyticScene
 
 GROUP = Path(__file__).with_name("group.py")
 STEPS = "scout=1;labels=2;features=2/2;density=4/4;color=6/6;render=6/6"
-SETS = {"ngp": {"log2_table": 11, "levels": 5}, "plenoxels": {"resolution": 20}}
+SETS = {"ngp": {"log2_table": 11, "levels": 5}, "plenoxels": {"resolution": 12}}
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or importlib.util.find_spec("torch.distributed.run") is None, reason="needs torchrun"

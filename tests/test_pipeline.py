@@ -98,17 +98,6 @@ def test_a_replay_that_ends_within_a_round_is_refused(cut: str) -> None:
         small("ngp", steps=kept)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("to", sorted(SMALL))
-def test_the_same_seed_and_steps_give_the_same_file_bit_for_bit(to: str, tmp_path: Path) -> None:
-    a, b, c = (tmp_path / f"{n}.safetensors" for n in "abc")
-    small(to, a)
-    small(to, b)
-    small(to, c, seed=1)
-    assert a.read_bytes() == b.read_bytes()
-    assert a.read_bytes() != c.read_bytes()
-
-
 def test_two_bare_functions_and_a_box_are_a_teacher() -> None:
     def density(x: torch.Tensor) -> torch.Tensor:
         return torch.where(x.norm(dim=1) < 0.5, 40.0, 0.0)
@@ -269,8 +258,8 @@ def test_a_file_that_reads_back_differently_is_not_kept(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", sorted(SMALL))
-def test_an_interrupted_run_resumes_to_the_same_result(to: str, tmp_path: Path) -> None:
-    whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+def test_the_same_seed_gives_the_same_file_bit_for_bit_interrupted_or_not(to: str, tmp_path: Path) -> None:
+    whole, cut, other = (tmp_path / f"{n}.safetensors" for n in ("whole", "cut", "other"))
     small(to, whole)
     asked = 0
 
@@ -287,6 +276,8 @@ def test_an_interrupted_run_resumes_to_the_same_result(to: str, tmp_path: Path) 
     small(to, cut, resume=True)
     assert cut.read_bytes() == whole.read_bytes()
     assert not (tmp_path / "cut.safetensors.resume").exists()
+    small(to, other, seed=1)
+    assert other.read_bytes() != whole.read_bytes()
 
 
 def test_resuming_another_request_is_refused(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ LEVELS = 3
 CLEAR, OPAQUE = 1e-3, 20.0
 """Projected densities lie between these optical thicknesses of a cell."""
 FLOPS = 5e10
+PER_VERTEX = 32
+"""Samples a vertex that the projection reads, if there are so many: it has 28 unknowns, and eight vertices a sample."""
 VARIATION, SPARSE = (2e-2, 1e-2), 5e-4
 """Weights of what training from pictures adds to the loss: total variation of a cell's opacity and of colours, and the
 mean opacity (arXiv 2112.05131, section 3.4, there of raw values)."""
@@ -142,7 +144,7 @@ class Plenoxels(ArchitectureBase):
         keep = v.inside(x).nonzero().squeeze(1)
         if not len(keep):
             return f"{how}; no colour was sampled inside"
-        keep = keep[order(v.coordinates(x[keep]), v.grid)]
+        keep = _enough(keep[order(v.coordinates(x[keep]), v.grid)], len(v.vertices))
         x, d, rgb, weight = x[keep], d[keep], rgb[keep], weight[keep]
         basis = sh_basis(d, o.bands)[:, None]
         xg = v.coordinates(x)
@@ -180,7 +182,7 @@ class Plenoxels(ArchitectureBase):
         count = len(v.vertices)
         x, sigma = torch.cat([store.x, store.free_x]), torch.cat([store.sigma, store.free_sigma])
         keep = v.inside(x).nonzero().squeeze(1)
-        keep = keep[order(v.coordinates(x[keep]), v.grid)]
+        keep = _enough(keep[order(v.coordinates(x[keep]), v.grid)], len(v.vertices))
         xg, target = v.coordinates(x[keep]), log(sigma[keep])
         finest, iterations, _ = affordable(len(keep), levels, 1, 0.1 * seconds)
         ones = torch.ones_like(target)
@@ -203,6 +205,11 @@ class Plenoxels(ArchitectureBase):
             v.density.data.copy_(torch.where(h > low, torch.exp(h) / o.density_scale, 0.0))
         rms = float((log(f.density(x[keep])) - target).square().mean().sqrt())
         return f"{how}, rms {rms:.3f} in log-density"
+
+
+def _enough(ordered: Tensor, vertices: int) -> Tensor:
+    """Of samples ``ordered`` by cell, evenly spread, as many as tell the unknowns apart many times over."""
+    return ordered[:: max(1, len(ordered) // (PER_VERTEX * vertices))]
 
 
 def _own(field: RadianceField) -> PlenoxelsField:

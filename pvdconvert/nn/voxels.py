@@ -5,6 +5,7 @@ Memory goes with the vertices that exist, plus 4 bytes for each 8^3 vertices of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -86,6 +87,10 @@ def cover(low: Tensor, high: Tensor, shape: Shape, side: int = BRICK) -> Tensor:
     low, high = low.long(), high.long()
     if not len(low):
         return torch.empty(0, 3, dtype=torch.int32, device=low.device)
+    if len(low) > math.prod(shape):  # a coarse lattice under fine cells: most ranges are the same
+        both = torch.unique(lexicographic(low, shape) * math.prod(shape) + lexicographic(high, shape))
+        low = unravel(torch.div(both, math.prod(shape), rounding_mode="floor"), shape).long()
+        high = unravel(both % math.prod(shape), shape).long()
     tops = tuple(-(-n // side) for n in shape)
     bricks = _keys(
         torch.div(low, side, rounding_mode="floor"), torch.div(high, side, rounding_mode="floor"), (tops[1], tops[2])
