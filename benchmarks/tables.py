@@ -99,3 +99,42 @@ def plot(path: Path, panels: Sequence[tuple[str, Mapping[str, tuple[Sequence[flo
             out += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.5" fill="{color}"/>' for a, b in map(at, x, y)]
             out.append(f'<text x="{left}" y="{top + side + 30 + 13 * k}" fill="{color}">{name}, x{y[-1]:.1f}</text>')
     path.write_text("\n".join([*out, "</svg>"]) + "\n")
+
+
+def curves(path: Path, across: str, up: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """One panel in SVG: lines of points, x by its logarithm; every second line is dashed, in the colour of its twin."""
+    points = [p for line in lines.values() for p in line]
+    if not points:
+        return
+    wide, high, pad = 560, 320, 48
+    low, top = math.floor(min(y for _, y in points)), math.ceil(max(y for _, y in points))
+    left, right = math.log2(min(x for x, _ in points)) - 0.1, math.log2(max(x for x, _ in points)) + 0.1
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        part = (math.log2(x) - left) / (right - left)
+        return pad + wide * part, pad / 2 + high * (top - y) / max(1, top - low)
+
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide + 4 * pad + 60}" height="{high + 2 * pad}" '
+        'font-family="sans-serif" font-size="11">',
+        '<rect width="100%" height="100%" fill="white"/>',
+        f'<text x="{pad + wide / 2}" y="{high + pad * 1.6}">{across}</text>',
+        f'<text x="12" y="{pad / 2 + high / 2}" transform="rotate(-90 12 {pad / 2 + high / 2})">{up}</text>',
+    ]
+    for y in range(low, top + 1, max(1, (top - low) // 8)):
+        (a, b), (c, d) = at(2**left, y), at(2**right, y)
+        out.append(f'<line x1="{a:.1f}" y1="{b:.1f}" x2="{c:.1f}" y2="{d:.1f}" stroke="#ddd"/>')
+        out.append(f'<text x="{a - 22:.1f}" y="{b + 4:.1f}" fill="#666">{y}</text>')
+    for k in range(math.ceil(left), math.floor(right) + 1):
+        out.append(f'<text x="{at(2**k, low)[0] - 8:.1f}" y="{pad / 2 + high + 16}" fill="#666">{2**k:g}</text>')
+    for number, (name, line) in enumerate(lines.items()):
+        color, dash = COLORS[number // 2 % len(COLORS)], "" if number % 2 else ' stroke-dasharray="5 4"'
+        drawn = " ".join(f"{a:.1f},{b:.1f}" for a, b in (at(x, y) for x, y in sorted(line)))
+        out.append(f'<polyline points="{drawn}" fill="none" stroke="{color}" stroke-width="1.8"{dash}/>')
+        out += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.5" fill="{color}"/>' for a, b in (at(x, y) for x, y in line)]
+        x, y = pad + wide + 12, pad / 2 + 14 * number + 10
+        out.append(
+            f'<line x1="{x}" y1="{y - 4}" x2="{x + 22}" y2="{y - 4}" stroke="{color}" stroke-width="1.8"{dash}/>'
+        )
+        out.append(f'<text x="{x + 28}" y="{y}" fill="{color}">{name}</text>')
+    path.write_text("\n".join([*out, "</svg>"]) + "\n")
