@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pvdconvert.cli.main import run
 from pvdconvert.containers import torch_zip_writer
@@ -42,14 +43,31 @@ def rows(text: str) -> dict[str, str]:
     return {words[0]: words[1].strip() if len(words) > 1 else "" for words in split}
 
 
-def test_the_sample_is_explained(inspect: Run, repo: Path) -> None:
+@pytest.fixture(scope="module")
+def bare(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample as torch-ngp itself would have saved it: without the scene that we add."""
+    held = torch.load(repo / "examples" / "ngp.ckpt", weights_only=True)
+    del held["pvdconvert"]["scene"]
+    path = tmp_path_factory.mktemp("bare") / "ngp.ckpt"
+    torch.save(held, path)
+    return path
+
+
+def test_the_sample_lacks_nothing(inspect: Run, repo: Path) -> None:
     code, text, errors = inspect(repo / "examples" / "ngp.ckpt")
     assert (code, errors) == (0, "")
+    assert rows(text)["background"] == "(1, 1, 1)"
+    assert json.loads(inspect(repo / "examples" / "ngp.ckpt", "--json")[1])["missing"] == []
+
+
+def test_a_file_without_a_scene_is_explained(inspect: Run, bare: Path) -> None:
+    code, text, errors = inspect(bare)
+    assert (code, errors) == (0, "")
     told = rows(text)
-    assert told["file"].endswith("examples/ngp.ckpt, 2.4 MB, torch-zip")
+    assert told["file"].endswith("ngp.ckpt, 2.4 MB, torch-zip")
     assert told["format"] == "torch-ngp: ashawkey/torch-ngp"
     assert told["architecture"].startswith("ngp: ")
-    assert told["weights"] == "613,500 numbers, 2.1 MB"
+    assert told["weights"] == "614,558 numbers, 2.1 MB"
     assert "levels=16" in told["main settings"]
     assert told["box"] == "(-1, -1, -1) .. (1, 1, 1), sides (2, 2, 2) world units"
     assert told["density"] == "per world unit"
@@ -61,11 +79,10 @@ def test_the_sample_is_explained(inspect: Run, repo: Path) -> None:
     assert "bmild" in text
 
 
-def test_what_is_supplied_is_no_longer_missing(inspect: Run, repo: Path) -> None:
-    sample = repo / "examples" / "ngp.ckpt"
-    before = json.loads(inspect(sample, "--json")[1])
+def test_what_is_supplied_is_no_longer_missing(inspect: Run, bare: Path) -> None:
+    before = json.loads(inspect(bare, "--json")[1])
     given = ["--near", "0.5", "--background", "black", "--extra", "desired_resolution=2048"]
-    after = json.loads(inspect(sample, "--json", *given)[1])
+    after = json.loads(inspect(bare, "--json", *given)[1])
     assert {row["name"] for row in before["missing"]} >= {"near", "background", "desired_resolution"}
     assert {row["name"] for row in after["missing"]} == {"step"}
     assert all(row["supply"] for row in before["missing"] if row["name"] != "step")

@@ -13,9 +13,9 @@ from pvdconvert.plugin import Budget, Config, Limits, TeacherFacts
 from pvdconvert.scene import Box
 from pvdconvert_plugins.ngp_spec import NgpOptions, parse
 
-# preset -> log2_table, finest cells per occupancy cell, width of the networks. On lego, 900 steps, 2^19 entries: finest
-# cells 512, 768, 2048 across gave 32.6, 32.2, 32.0 dB; 128 wide instead of 64 gave 0.9 dB more for 1.4 times the time,
-# and 0.4 dB more at equal time (2^18 entries).
+# preset -> log2_table, finest cells per occupancy cell, width of the colour network. On lego, 900 steps, 2^19 entries:
+# finest cells 512, 768, 2048 across gave 32.6, 32.2, 32.0 dB. At equal time, 2^18 entries: networks 64 wide 32.6 dB, both
+# 128 wide 33.0, that of the colour alone 33.1.
 _PRESETS = {"fast": (16, 4.0, 64), "balanced": (18, 6.0, 128), "best": (19, 8.0, 128)}
 _SMALLEST_TABLE = 8
 CUBE = "cube"
@@ -60,7 +60,7 @@ def plan(facts: TeacherFacts, budget: Budget, limits: Limits, overrides: Mapping
     preset = budget.preset if budget.preset in _PRESETS else "balanced"
     if budget.seconds is not None and budget.seconds < 100:
         preset = "fast"
-    log2_table, per_cell, hidden = _PRESETS[preset]
+    log2_table, per_cell, color_hidden = _PRESETS[preset]
     box = facts.occupied_box
     if wanted.get("box") == CUBE:
         low, side = facts.scene.box.min, facts.scene.box.longest
@@ -78,7 +78,9 @@ def plan(facts: TeacherFacts, budget: Budget, limits: Limits, overrides: Mapping
     if finest is not None and "per_level_scale" in wanted:
         raise RequestError("ngp: finest_resolution and per_level_scale exclude each other", hint="set one of them")
     config: Config = {**dataclasses.asdict(NgpOptions()), "box": [list(box.min), list(box.max)]}
-    config["log2_table"], config["hidden"] = log2_table, hidden
+    config["log2_table"] = log2_table
+    if "hidden" not in wanted:  # else the colour's is as wide as that, unless it was set, too
+        config["color_hidden"] = color_hidden
     config.update(wanted)
     if "per_level_scale" not in wanted:
         cells = box.longest / facts.cell
