@@ -15,29 +15,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from tables import RESULTS, curves, machine, markdown, on, save
+from tables import RESULTS, cli, curves, machine, markdown, on, save
 
 HERE = Path(__file__).resolve().parent
 DATA = Path(os.environ.get("PVDCONVERT_DATA", HERE.parent.parent / "shared" / "data"))
 BAR = {"nerf": 0.5}
 """dB by which a distilled student should beat its twin; of all others 0."""
-
-
-def cli(*args: str | Path) -> dict[str, Any]:
-    """The document that a command prints. Raises RuntimeError where it fails."""
-    command = [sys.executable, "-m", "pvdconvert", *map(str, args), "--json", "--progress", "none"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"exit code {done.returncode}: {' '.join(command[2:])}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 def judge(path: Path, given: argparse.Namespace, official: bool) -> dict[str, float]:
@@ -53,15 +40,13 @@ def made(way: str, to: str, budget: float, given: argparse.Namespace, folder: Pa
     """One student: how long it took, how large it is, and its dB on the real test views."""
     out = folder / f"{way}-{to}-{budget:g}.safetensors"
     source = [given.teacher] if way == "distilled" else ["train", given.images]
-    begin = time.perf_counter()
     report = cli(*source, "--to", to, "-o", out, "--budget", f"{budget:g}s", "--seed", str(given.seed), "--force")
-    wall = time.perf_counter() - begin
     judged = judge(out, given, way == "distilled")
     row = {
         "way": way,
         "to": to,
         "budget": budget,
-        "wall": wall,
+        "wall": report["wall"],
         "cpu": report["cpu_seconds"],
         "bytes": out.stat().st_size,
         "psnr": judged["psnr"],

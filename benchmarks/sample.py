@@ -9,30 +9,14 @@ Every conversion is a process of the real command line. Tables go to benchmarks/
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
+from tables import cli, machine, on, save
+
 HERE = Path(__file__).resolve().parent
 SAMPLE = HERE.parent / "examples" / "ngp.ckpt"
-
-
-def pvdconvert(*words: str | Path) -> dict[str, Any]:
-    """Run the command line with --json; its document, with the wall seconds."""
-    command = [sys.executable, "-m", "pvdconvert", *map(str, words), "--json", "--progress", "plain"]
-    begin = time.perf_counter()
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    document: dict[str, Any] = json.loads(done.stdout)
-    for side in ("source", "target"):
-        if side in document and document[side].get("path"):
-            document[side]["path"] = Path(document[side]["path"]).name  # no machine's folders in committed tables
-    return {**document, "wall": time.perf_counter() - begin}
 
 
 def effort(text: str) -> list[str]:
@@ -51,33 +35,20 @@ def figures(report: dict[str, Any]) -> str:
     )
 
 
-def machine() -> str:
-    load = f"load {os.getloadavg()[0]:.1f}"
-    return f"{platform.machine()}, {os.cpu_count()} cores, {load}, Python {platform.python_version()}"
-
-
 HEAD = ["dB (`fidelity/1`)", "worst view", "object only", "s", "CPU s", "MB", "dB on the quick views after each stage"]
 
 
 def table(title: str, first: list[str], rows: list[str]) -> str:
     head = [*first, *HEAD]
-    lines = [f"# {title}", "", machine(), "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head), *rows]
+    lines = [f"# {title}", "", on(machine()), "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head), *rows]
     return "\n".join(lines) + "\n"
-
-
-def save(name: str, text: str, data: Any) -> None:
-    results = HERE / "results"
-    results.mkdir(exist_ok=True)
-    (results / f"{name}.md").write_text(text)
-    (results / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
-    print(text)
 
 
 def pairs(wanted: list[str], source: Path, keep: Path, name: str) -> None:
     rows, data = [], []
     for pair in wanted:
         to, _, how = pair.partition(":")
-        report = pvdconvert(source, "--to", to, "-o", keep / f"{name}-{to}.safetensors", "--force", *effort(how))
+        report = cli(source, "--to", to, "-o", keep / f"{name}-{to}.safetensors", "--force", *effort(how))
         rows.append(f"| {to} | {how} | {figures(report)} |")
         print(rows[-1], flush=True)
         data.append({"to": to, "how": how, **report})
@@ -89,8 +60,8 @@ def chain(hops: list[str], budget: str, keep: Path, name: str) -> None:
     rows, data, source = [], [], SAMPLE
     for number, to in enumerate(hops, 1):
         out = keep / f"chain-{number}-{to}.safetensors"
-        report = pvdconvert(source, "--to", to, "-o", out, "--force", *effort(budget))
-        first = pvdconvert("compare", SAMPLE, out)
+        report = cli(source, "--to", to, "-o", out, "--force", *effort(budget))
+        first = cli("compare", SAMPLE, out)
         db = (first.get("fidelity") or first)["psnr"]
         rows.append(f"| {number} | {to} | {db:.2f} | {figures(report)} |")
         print(rows[-1], flush=True)

@@ -6,6 +6,9 @@ import json
 import math
 import os
 import platform
+import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +41,23 @@ def on(found: Mapping[str, Any]) -> str:
     load = f", load {found['load'][0]:.1f}" if found["load"] else ""
     versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
     return f"{found['processor']}, {found['cores']} cores{load}; {versions}"
+
+
+def cli(*words: str | Path) -> dict[str, Any]:
+    """The document that a pvdconvert command prints, with its seconds by the clock as "wall".
+
+    Paths in it are bare names: no machine's folders in committed tables. Raises RuntimeError where the command fails.
+    """
+    command = [sys.executable, "-m", "pvdconvert", *map(str, words), "--json", "--progress", "plain"]
+    begin = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"exit code {done.returncode}: pvdconvert {' '.join(map(str, words))}")
+    document: dict[str, Any] = json.loads(done.stdout)
+    for side in ("source", "target"):
+        if side in document and document[side].get("path"):
+            document[side]["path"] = Path(document[side]["path"]).name
+    return {**document, "wall": time.perf_counter() - begin}
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

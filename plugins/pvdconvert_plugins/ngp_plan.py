@@ -14,8 +14,8 @@ from pvdconvert.scene import Box
 from pvdconvert_plugins.ngp_spec import NgpOptions, parse
 
 # preset -> log2_table, finest cells per occupancy cell, width of the colour network. On lego, 900 steps, 2^19 entries:
-# finest cells 512, 768, 2048 across gave 32.6, 32.2, 32.0 dB. At equal time, 2^18 entries: networks 64 wide 32.6 dB, both
-# 128 wide 33.0, that of the colour alone 33.1.
+# finest cells 512, 768, 2048 across gave 32.6, 32.2, 32.0 dB. At equal time, 2^18 entries: networks 64 wide 32.6 dB,
+# both 128 wide 33.0, that of the colour alone 33.1.
 _PRESETS = {"fast": (16, 4.0, 64), "balanced": (18, 6.0, 128), "best": (19, 8.0, 128)}
 _SMALLEST_TABLE = 8
 CUBE = "cube"
