@@ -35,7 +35,7 @@ def converted(source: Path, to: str, out: Path, preset: str) -> dict[str, Any]:
     report = cli(source, "--to", to, "-o", out, "--preset", preset, "--force")
     found = {
         "psnr": report["fidelity"]["psnr"] if report["fidelity"] else None,
-        "first": cli("compare", SAMPLE, out)["psnr"],
+        "first": cli("compare", SAMPLE, out)["fidelity"]["psnr"],
         "wall": report["wall"],
         "cpu": report["cpu_seconds"],
         "bytes": out.stat().st_size,

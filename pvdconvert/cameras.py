@@ -56,11 +56,12 @@ class Camera:
         return np.asarray(self.c2w, dtype=np.float64)[:3, 3]
 
     def resized(self, width: int, height: int) -> Camera:
-        """The same view at another size."""
+        """The same view at another size: the edges of the picture stay where they are, so a place in a pixel other than
+        its centre moves (of rays at the corners of four pixels, the mean is at a quarter of the pixel they become)."""
         sx, sy = width / self.width, height / self.height
-        return dataclasses.replace(
-            self, width=width, height=height, fx=self.fx * sx, fy=self.fy * sy, cx=self.cx * sx, cy=self.cy * sy
-        )
+        fx, fy, cx, cy = self.fx * sx, self.fy * sy, self.cx * sx, self.cy * sy
+        offset = 0.5 + (self.offset - 0.5) * sx
+        return dataclasses.replace(self, width=width, height=height, fx=fx, fy=fy, cx=cx, cy=cy, offset=offset)
 
     def reduced(self, n: int) -> Camera:
         """Of the picture whose pixels are averages of ``n`` x ``n``; columns and rows left over are cut off. Raises

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -148,6 +149,21 @@ def test_a_resized_camera_sees_the_same() -> None:
     assert (half.width, half.height) == (50, 50)
     full = project(camera, corners(BOX)) + camera.offset
     np.testing.assert_allclose(project(half, corners(BOX)) + half.offset, full / 2, atol=1e-9)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize("times", [2, 4])
+def test_a_pixel_of_a_reduced_picture_sees_the_mean_of_those_it_is_made_of(offset: float, times: int) -> None:
+    """Rays at z = -1, so that places are averaged as colours are; of programs with rays at corners, too."""
+    camera = dataclasses.replace(fit_camera(BOX, (1, 2, 1), 8 * times), offset=offset)
+
+    def places(of: Camera) -> np.ndarray:
+        _, d = of.rays()
+        local = d.astype(np.float64) @ np.asarray(of.c2w)[:3, :3]
+        return np.asarray(local[:, :2] / -local[:, 2:]).reshape(of.height, of.width, 2)
+
+    large = places(camera).reshape(8, times, 8, times, 2).mean((1, 3))
+    np.testing.assert_allclose(places(camera.resized(8, 8)), large, atol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------- transforms.json
