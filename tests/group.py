@@ -11,6 +11,7 @@ import torch
 
 import pvdconvert
 from pvdconvert import ranks
+from pvdconvert.cli.ending import leave
 from pvdconvert.errors import PvdError
 from pvdconvert.testing.analytic import AnalyticScene
 
@@ -41,4 +42,6 @@ def main(out: Path, to: str, sets: str, steps: str, fail: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))
+    code = main(Path(sys.argv[1]), *sys.argv[2:])
+    leave(code)
+    sys.exit(code)

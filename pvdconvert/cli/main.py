@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pvdconvert.cli import errors, reporting
+from pvdconvert.cli import ending, errors, reporting
 from pvdconvert.cli.output import say
 from pvdconvert.errors import UsageError
 
@@ -137,6 +137,13 @@ def build() -> typer.Typer:
         module = importlib.import_module(f"{__package__}.{_MODULES.get(name, name)}")
         app.command(name)(module.command)
     return app
+
+
+def main() -> int:
+    """The program: :func:`run`, and an end that suits torchrun."""
+    code = run()
+    ending.leave(code)
+    return code
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -142,7 +142,7 @@ def group(device: str) -> Iterator[Ranks | None]:
             torch.cuda.set_device(torch.device(device))
         if not dist.is_initialized():  # a second conversion goes on with the group of the first
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
-            atexit.register(_leave)
+            atexit.register(leave)
     except (RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())
         raise DeviceError(f"the {environment.size()} processes cannot find each other: {text:.160}") from error
@@ -157,7 +157,7 @@ def group(device: str) -> Iterator[Ranks | None]:
         raise DeviceError("another process of the group has failed") from error
 
 
-def _leave() -> None:
+def leave() -> None:
     """At the end of the program. A group that has failed is left as it is: saying goodbye would wait for the others."""
     if dist.is_initialized() and environment.intact():
         dist.destroy_process_group()
