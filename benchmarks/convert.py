@@ -3,6 +3,7 @@
     python benchmarks/convert.py                         the sample into every architecture
     python benchmarks/convert.py --from all              every pair (each source is first made of the sample)
     python benchmarks/convert.py --from nerf --to tensorf plenoxels --budget 60s
+    python benchmarks/convert.py --from CHECKPOINT --to tensorf plenoxels --preset fast --name convert-lego
 
 Every conversion is a process of the real command line under cProfile. What cProfile books to built-in functions
 (torch's operators) and to the files of ``kernels/`` is time in kernels and GEMMs; the rest is Python around them, and
@@ -41,7 +42,10 @@ def command(*words: str | Path) -> list[str]:
 
 
 def source(architecture: str, folder: Path) -> Path | str:
-    """A file of that architecture: the sample, or a hasty student of it. The error's text where there is none."""
+    """That file; or one of that architecture: the sample, or a hasty student of it. The error's text where there is
+    none."""
+    if Path(architecture).exists():
+        return Path(architecture)
     if architecture == FIRST:
         return SAMPLE
     out = folder / f"{architecture}.safetensors"
@@ -109,10 +113,20 @@ def tell(data: dict[str, Any]) -> str:
         share = [f"{100 * r['stages'].get(n, 0.0) / r['seconds']:.0f} %" if n in r["stages"] else "-" for n in names]
         rows.append([pair, r["kind"], f"{r['seconds']:.1f}", f"{r['cpu']:.1f}", *share,
                      f"{100 * r['rest'] / r['seconds']:.0f} %", f"{100 * r['native']:.0f} %",
-                     f"{r['peak'] / 1e6:.0f}"])  # fmt: skip
+                     f"{r['peak'] / 1e6:.0f}", "-" if r["psnr"] is None else f"{r['psnr']:.1f}"])  # fmt: skip
         first = ", ".join(f"`{p['function']}` {p['seconds']:.1f} s" for p in r["profile"][:4])
         tops.append(f"- {pair}: {first}")
-    head = ["pair", "kind", "s", "CPU s", *names, "reading, occupancy, validation, writing", "in kernels", "peak MB"]
+    head = [
+        "pair",
+        "kind",
+        "s",
+        "CPU s",
+        *names,
+        "reading, occupancy, validation, writing",
+        "in kernels",
+        "peak MB",
+        "dB",
+    ]
     return "\n".join(
         [
             "# Where the time of a conversion goes\n",
@@ -128,12 +142,14 @@ def tell(data: dict[str, Any]) -> str:
 def main() -> None:
     known = architectures()
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--from", dest="sources", nargs="+", default=[FIRST], help="architectures, or all")
+    parser.add_argument("--from", dest="sources", nargs="+", default=[FIRST], help="architectures, files, or all")
     parser.add_argument("--to", nargs="+", default=known)
     parser.add_argument("--budget", default=None, help="instead of a few steps of each stage")
+    parser.add_argument("--preset", default=None, help="instead of a few steps of each stage")
     parser.add_argument("--name", default="convert")
     given = parser.parse_args()
     effort = ["--budget", given.budget] if given.budget else ["--replay", TINY]
+    effort = ["--preset", given.preset] if given.preset else effort
     file = RESULTS / f"{given.name}.json"
     data: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"pairs": {}}
     data |= {"machine": machine(), "effort": " ".join(effort)}
@@ -144,7 +160,7 @@ def main() -> None:
             for to in given.to:
                 failed = {"exit_code": 1, "error": f"no source: {path}"}
                 found = profiled(path, to, effort, folder) if isinstance(path, Path) else failed
-                data["pairs"][f"{one} -> {to}"] = found
+                data["pairs"][f"{Path(one).name} -> {to}"] = found
                 print(f"{one} -> {to}: {found.get('seconds', found.get('error'))}", flush=True)
                 save(given.name, tell(data), data)
 
