@@ -32,8 +32,8 @@ CLEAR, OPAQUE = 1e-3, 20.0
 """Projected densities lie between these optical thicknesses of a cell."""
 FLOPS = 5e10
 PER_VERTEX = 32
-"""Samples a vertex that are enough for the projection, which reads less than twice as many: a vertex has 28 unknowns, and
-a sample eight vertices."""
+"""Samples a vertex that are enough for the projection, which reads less than twice as many: a vertex has 28 unknowns,
+and a sample eight vertices."""
 VARIATION, SPARSE = (2e-2, 1e-2), 5e-4
 """Weights of what training from pictures adds to the loss: total variation of a cell's opacity and of colours, and the
 mean opacity (arXiv 2112.05131, section 3.4, there of raw values)."""
