@@ -114,21 +114,16 @@ class Distiller:
         return self.colored[torch.searchsorted(self.cumulative, u).clamp_max(len(self.colored) - 1)]
 
     def _from_sides(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """x [N,3], d [N,K,3], rgb [N,K,3] of samples drawn by weight, from K = 2 of the sides they were asked from."""
+        """Indices [N] of samples drawn by weight, and d, rgb [N,K,3] of K = 2 of the sides they were asked from."""
         s = self.store
         u = torch.rand(count, generator=self.generator, dtype=torch.float64).to(self.device) * self.sided[-1]
         at = torch.searchsorted(self.sided, u).clamp_max(len(s.many) - 1)
         side = int(torch.randint(s.many_d.shape[1] - 1, (1,), generator=self.generator))
-        return s.x[s.many[at]], s.many_d[at, side : side + 2], s.many_rgb[at, side : side + 2]
+        return s.many[at], s.many_d[at, side : side + 2], s.many_rgb[at, side : side + 2]
 
-    def _sides_loss(self, count: int) -> Tensor:
-        x, d, rgb = self._from_sides(count)
-        ours = self._ask(Stage.COLOR, x, d)
-        return losses.color_loss(ours, rgb)
-
-    def _points(self) -> tuple[Tensor, Tensor]:
-        """(by weight, uniform over all samples): indices into the store."""
-        shown = self._by_weight(self.batch // 2)
+    def _points(self, share: int = 2) -> tuple[Tensor, Tensor]:
+        """(by weight, uniform over all samples): indices into the store, batch / ``share`` and batch / 4 of them."""
+        shown = self._by_weight(self.batch // share)
         rest = torch.randint(len(self.store), (self.batch // 4,), generator=self.generator).to(self.device)
         return shown, rest
 
@@ -214,8 +209,9 @@ class Distiller:
 
     def _volume_loss(self, stage: Stage, index: tuple[Tensor, Tensor] | None = None) -> Tensor:
         s = self.store
-        shown, rest = self._points() if index is None else index
-        both = torch.cat([shown, rest])
+        sides = self._from_sides(self.batch // 2) if stage is Stage.COLOR and index is None and len(s.many) else None
+        shown, rest = self._points(2 if sides is None else 4) if index is None else index
+        both = torch.cat([shown, *(() if sides is None else sides[:1]), rest])
         x, sigma_t, dt = s.x[both], s.sigma[both], s.dt[both]
         if index is None and len(s.free_x):
             free = self._free()
@@ -228,8 +224,9 @@ class Distiller:
             d = s.d[self.ray_of[shown]][:, None]
             rgb = self._ask(Stage.COLOR, x[:n], d, latent[:n])
             loss = loss + losses.color_loss(rgb[:, 0], s.rgb[shown])
-            if index is None and len(s.many):
-                loss = loss + 2.0 * self._sides_loss(self.batch // 2)
+            if sides is not None:  # one trunk answers for a sample's density and all its colours
+                m = n + len(sides[0])
+                loss = loss + 2.0 * losses.color_loss(self._ask(Stage.COLOR, x[n:m], sides[1], latent[n:m]), sides[2])
         return loss
 
     def _render_loss(self) -> Tensor:
@@ -255,7 +252,8 @@ class Distiller:
         apart = weight_t[shown, None] * s.colored[index[shown], None] * (rgb[:, 0] - s.rgb[index[shown]]).square()
         loss = (loss + 0.1 * apart.sum() / (3 * len(rays))) * self.ray_share
         if len(s.many):
-            loss = loss + 0.3 * self._sides_loss(self.batch // 4)
+            many, dirs, colored = self._from_sides(self.batch // 4)
+            loss = loss + 0.3 * losses.color_loss(self._ask(Stage.COLOR, s.x[many], dirs), colored)
         if s.whole_space:
             free = self._free()
             sigma = torch.cat([sigma, self._ask(Stage.DENSITY, free[0], None)])

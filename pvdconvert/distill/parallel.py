@@ -199,8 +199,8 @@ class ParallelDistiller(Distiller):
 
     # -- what is drawn: by all the same, then divided ----------------------------------------------------------------
 
-    def _points(self) -> tuple[Tensor, Tensor]:
-        shown, rest = super()._points()
+    def _points(self, share: int = 2) -> tuple[Tensor, Tensor]:
+        shown, rest = super()._points(share)
         return self.ranks.mine(shown), self.ranks.mine(rest)
 
     def _free(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,8 +208,8 @@ class ParallelDistiller(Distiller):
         return self.ranks.mine(x), self.ranks.mine(sigma), self.ranks.mine(dt)
 
     def _from_sides(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        x, d, rgb = super()._from_sides(count)
-        return self.ranks.mine(x), self.ranks.mine(d), self.ranks.mine(rgb)
+        many, d, rgb = super()._from_sides(count)
+        return self.ranks.mine(many), self.ranks.mine(d), self.ranks.mine(rgb)
 
     def _tapped(self) -> Tensor:
         return self.ranks.mine(super()._tapped())
