@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from pvdconvert import memory
+from pvdconvert import memory, stopwatch
 from pvdconvert.distill.label import SIDES, focus, label, merge, visible_cells
 from pvdconvert.distill.scratch import IN_MEMORY, Scratch
 from pvdconvert.distill.store import Store
@@ -100,18 +99,18 @@ class Asking:
 
         fixed  exactly these batches, whatever the clock says
         """
-        clock = time.perf_counter()
+        clock = stopwatch.now()
         scouts, rest = (None, None) if fixed is None else fixed
         self.progress.stage("scout", SCOUT_SHARE * seconds)
         few, scouted = self._trace(self.prepared, SCOUT_SHARE * seconds, self.room.samples // 4, scouts, 0)
         self.progress.stage("labels", (1.0 - SCOUT_SHARE) * seconds)
         self.shell = dataclasses.replace(self.prepared, occupancy=visible_cells(few, grow=2))
-        left = seconds - (time.perf_counter() - clock)
+        left = seconds - (stopwatch.now() - clock)
         many, asked = self._trace(self.shell, left, self.room.samples - len(few), rest, scouted)
         store = merge(few, many, self.room.scratch)
         self.batches = (scouted, asked)
         note = f"{store.rays} rays with {len(store)} samples, {len(store.many)} of them seen from {SIDES} sides more"
-        return store, StageReport("labels", asked, asked, time.perf_counter() - clock, note=note)
+        return store, StageReport("labels", asked, asked, stopwatch.now() - clock, note=note)
 
     def more(self, seconds: float, batches: int | None, first: int) -> tuple[Store, int]:
         """New answers from batch ``first`` on, focused: (store, batches asked)."""

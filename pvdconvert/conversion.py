@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pvdconvert import __version__, memory
+from pvdconvert import __version__, memory, stopwatch
 from pvdconvert import ranks as environment
 from pvdconvert import registry as registries
 from pvdconvert.asking import Asking, Batches, Room, room_for
@@ -55,7 +54,7 @@ class Conversion:
     ) -> None:
         self.settings, self.out, self.progress, self.registry, self.stop = settings, out, progress, registry, stop
         self.report = Report(settings=settings.to_json())
-        self.begin, self.cpu = time.perf_counter(), time.process_time()
+        self.spent = stopwatch.Stopwatch()
         self.device = "cpu"
         self.layout = ""
         self.keep: Keep | None = None
@@ -91,9 +90,6 @@ class Conversion:
         if resume and (self.out is None or not resuming.folder(self.out).is_dir()):
             raise UsageError(f"nothing to resume beside {self.out}", hint="start without --resume")
         self.device = choose_device(s.device)
-
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.begin
 
     def convert(self, loaded: Loaded, *, dry_run: bool, resume: bool, validate: bool) -> Report:
         s, report = self.settings, self.report
@@ -158,7 +154,7 @@ class Conversion:
         s, report = self.settings, self.report
         seconds = s.seconds
         state = resuming.load(resuming.folder(self.out), s, loaded.sha256) if resume and self.out else None
-        clock = time.perf_counter()
+        clock = stopwatch.now()
         prepared, quick, text = see_through(prepared, self.progress)
         if self.ranks is not None:
             report.notes.append(f"{self.ranks.size} processes shared the work")
@@ -166,7 +162,7 @@ class Conversion:
         self.judge = self.judge or prepared
         report.notes += [text] if text else []
         # What the final validation will cost: 16 views of four times the pixels of the two sets just taken.
-        cost = 6 * (time.perf_counter() - clock)
+        cost = 6 * (stopwatch.now() - clock)
         self.full = s.min_psnr is not None or self.replay is not None or cost < 0.5 * seconds
         reserve = min(cost if self.full else cost / 16, 0.5 * seconds) if validate else 0.0
         last = 0.0 if self.reality is None else self.reality.share * seconds
@@ -232,7 +228,7 @@ class Conversion:
             seconds = max(0.0, seconds - state.elapsed)
         del focused
         try:
-            self._stages(distiller, max(1.0, seconds - self.elapsed() - reserve - last), asking)
+            self._stages(distiller, max(1.0, seconds - self.spent.budgeted() - reserve - last), asking)
         except Stopped:
             self._interrupt(distiller, config, loaded, asking.batches)
         report.stages += distiller.reports
@@ -295,11 +291,11 @@ class Conversion:
     def _project(self, student: RadianceField, store: Store, seconds: float, views: Callable[[], float]) -> None:
         self.progress.stage("projection", None)
         before = views()
-        clock = time.perf_counter()
+        clock = stopwatch.now()
         line = self.architecture.project(student, store, 0.15 * seconds)
         if line is None:
             return
-        spent = time.perf_counter() - clock
+        spent = stopwatch.now() - clock
         after = views()
         self.progress.note(f"preview after projection: {after:.2f} dB ({line})")
         self.report.stages.append(StageReport("projection", 1, 1, spent, before, after, line))
@@ -350,7 +346,7 @@ class Conversion:
             raise Interrupted(where)
         reports = [r for r in self.report.stages if r.name != "labels"] + distiller.reports
         folder, request = resuming.folder(self.out), (self.settings, loaded.sha256, config)
-        resuming.save(folder, *request, distiller, self.architecture, batches, reports, self.elapsed())
+        resuming.save(folder, *request, distiller, self.architecture, batches, reports, self.spent.budgeted())
         raise Interrupted(where, hint=f"the same command with --resume goes on from {folder}")
 
     def _mask_factor(self, prepared: Prepared) -> int:
@@ -394,7 +390,8 @@ class Conversion:
         self.report.target = target
 
     def _finish(self) -> Report:
-        self.report.seconds = self.elapsed()
-        self.report.cpu_seconds = time.process_time() - self.cpu
+        self.report.seconds, self.report.cpu_seconds = self.spent.seconds(), self.spent.cpu()
+        if self.spent.excused() > 1.0:
+            self.report.notes.append(f"{self.spent.excused():.0f} s went into compiling kernels, beyond the budget")
         self.report.peak_bytes = memory.peak()
         return self.report

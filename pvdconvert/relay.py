@@ -7,9 +7,9 @@ lost of the proxy are both reported.
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import TYPE_CHECKING
 
+from pvdconvert import stopwatch
 from pvdconvert.errors import RequestError, UsageError
 from pvdconvert.loading import Loaded
 from pvdconvert.plugin import Parts
@@ -63,7 +63,7 @@ def relay(loaded: Loaded, to_proxy: Conversion, to_student: Conversion, *, valid
     config = dict(first.target["config"])
     parts = Parts(via, config, {}, loaded.scene, {"chain": first.source, "replay": first.replay})
     proxy = dataclasses.replace(loaded, field=student.eval(), parts=parts, architecture=via)
-    to_student.begin, to_student.cpu = time.perf_counter(), time.process_time()
+    to_student.spent = stopwatch.Stopwatch()
     to_student.judge, to_student.resumable = prepared, False
     report = to_student.convert(proxy, dry_run=False, resume=False, validate=validate)
     report.source = {**first.source, "reason": report.source.get("reason", "")}

@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pvdconvert import __version__, scouting
+from pvdconvert import __version__, scouting, stopwatch
 from pvdconvert import registry as registries
 from pvdconvert.conversion import Conversion
 from pvdconvert.data import Dataset, Frame
@@ -74,7 +73,7 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] = stopwatch.now,
     watch: Watch | None = None,
     registry: registries.Registry | None = None,
 ) -> Report:
@@ -149,7 +148,7 @@ class Asked:
 class Training(Conversion):
     """One training: checks (those of a conversion), steps and report."""
 
-    clock: Callable[[], float] = staticmethod(time.perf_counter)
+    clock: Callable[[], float] = staticmethod(stopwatch.now)
     sampling: Sampling = "occupancy"
     watch: Watch | None = None
     fixed: dict[str, tuple[int, int]] | None = None

@@ -11,6 +11,9 @@ import torch
 
 pytest.importorskip("numba")
 
+from numba import njit
+
+from pvdconvert import stopwatch
 from pvdconvert.kernels import cpu
 
 
@@ -89,3 +92,20 @@ def test_a_forked_process_makes_threads_of_its_own() -> None:
         assert os.waitpid(child, 0)[1] == 0
     finally:
         torch.set_num_threads(before)
+
+
+def test_compiling_belongs_to_no_budget() -> None:
+    inner = njit(nogil=True)(lambda x: np.sqrt(x) + 1.0)
+
+    @njit(nogil=True)
+    def kernel(begin: int, end: int, out: np.ndarray) -> None:
+        for i in range(begin, end):
+            out[i] = inner(out[i])
+
+    out, spent = np.full(8, 4.0), stopwatch.Stopwatch()
+    cpu.share(kernel, 8, out)
+    assert (out == 3.0).all()
+    compiled = spent.excused()
+    assert 0.5 * spent.seconds() < compiled < spent.seconds()  # the inner one is not counted twice
+    cpu.share(kernel, 8, out)
+    assert spent.excused() == compiled

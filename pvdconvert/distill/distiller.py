@@ -7,12 +7,12 @@ again. Deterministic: the same seed, steps, machine and threads give the same bi
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from pvdconvert import stopwatch
 from pvdconvert.distill import losses
 from pvdconvert.distill.methods import Lesson
 from pvdconvert.distill.schedule import SHARES, WARMUP, Plateau, rate
@@ -288,7 +288,7 @@ class Distiller:
         Resumes at :attr:`position`. Raises Stopped, or RequestError where the loss is no number.
         """
         total = sum(SHARES[s] for s in stages)
-        begin = time.perf_counter()
+        begin = stopwatch.now()
         before = 0.0
         for number, stage in enumerate(stages):
             share = SHARES[stage] / total
@@ -304,7 +304,7 @@ class Distiller:
                     self.position = Position(number + 1)
                     continue
             fixed = None if steps is None else steps.get(str(stage), (0, 0))
-            left = max(0.0, seconds - (time.perf_counter() - begin))
+            left = max(0.0, seconds - (stopwatch.now() - begin))
             later = sum(SHARES[s] for s in stages[number:])
             self._stage(stage, left * SHARES[stage] / later, window, fixed)
             self.position = Position(number + 1)
@@ -318,7 +318,7 @@ class Distiller:
             self.reports[-1].psnr_after if self.reports and self.reports[-1].psnr_after else self.evaluate()
         )
         plateau = Plateau()
-        begin = measured = time.perf_counter()
+        begin = measured = stopwatch.now()
         first = at.step
         if fixed is not None:
             at.planned = fixed[1]
@@ -335,7 +335,7 @@ class Distiller:
             self.optimizer.step()
             self.optimizer.zero_grad()
             at.step += 1
-            now = time.perf_counter()
+            now = stopwatch.now()
             if at.step == first + 3 and not at.planned:
                 measured = now  # the first steps may compile kernels
             if at.step == first + WARMUP and not at.planned:
@@ -364,7 +364,7 @@ class Distiller:
                 report.note = "plateau"
                 break
         report.steps, report.planned = at.step, at.planned
-        report.seconds = time.perf_counter() - begin
+        report.seconds = stopwatch.now() - begin
         report.psnr_after = self.evaluate()
         self.progress.advance(at.step, psnr=report.psnr_after)
         self.reports.append(report)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from pvdconvert import stopwatch
 from pvdconvert.cameras import Camera
 from pvdconvert.distill.scratch import IN_MEMORY, Scratch
 from pvdconvert.distill.store import Store
@@ -75,7 +75,7 @@ def label(
     ``candidates`` bounds the lattice points that are held at once while tracing.
     Returns the store and the number of batches asked: the same number and seed give the same store, bit for bit.
     """
-    start = time.perf_counter()
+    start = stopwatch.now()
     box = occupancy.box
     parts: list[tuple[Tensor, ...]] = []
     samples, done = 0, 0
@@ -109,7 +109,7 @@ def label(
             parts.append(tuple(scratch.hold(v) for v in answers))
             samples += len(got.x)
         done = done + size if batches is None else min(batches, done + size)
-        spent, each = time.perf_counter() - start, done / size
+        spent, each = stopwatch.now() - start, done / size
         progress.advance(spent, rays=float(done * BATCH), samples=float(samples * size))
         if batches is not None:
             if done >= batches:

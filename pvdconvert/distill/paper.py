@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Mapping
 from typing import cast
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from pvdconvert import stopwatch
 from pvdconvert.cameras import Camera
 from pvdconvert.distill import paper_terms as terms
 from pvdconvert.distill import paper_views as views
@@ -267,14 +267,14 @@ class Paper:
 
         Raises Stopped, or RequestError where the loss is no number.
         """
-        begin = time.perf_counter()
+        begin = stopwatch.now()
         plan = self.stages()
         pace = self._pace(plan) if steps is None and math.isfinite(seconds) else {}
         for number, (name, low, high) in enumerate(plan):
             if steps is not None:
                 run, planned = steps.get(name, (0, 0))
             else:
-                left = max(0.0, seconds - (time.perf_counter() - begin))
+                left = max(0.0, seconds - (stopwatch.now() - begin))
                 later = sum((b - a) * pace.get(n, 0.0) for n, a, b in plan[number:])
                 share = left / later if math.isfinite(left) else 1.0
                 run = planned = max(1, round((high - low) * share))
@@ -290,11 +290,11 @@ class Paper:
         camera = views.epoch(self.scene, self.box, 1, np.random.default_rng(self.seed))[0]
         generator, spent = torch.Generator().manual_seed(self.seed), 0.0
         for _ in range(2):
-            clock = time.perf_counter()
+            clock = stopwatch.now()
             found = self.loss(self.through(camera, generator), terms.weights(terms.STEPS, tapped=False), generator)
             if found is not None:
                 found[0].backward()  # type: ignore[no-untyped-call]
-            spent = time.perf_counter() - clock
+            spent = stopwatch.now() - clock
         self.optimizer.zero_grad()
         return {name: spent * (0.6 if name == "features" else 1.0) for name, _, _ in plan}
 
@@ -308,7 +308,7 @@ class Paper:
         whole = planned * terms.STEPS / (high - low)
         self.epoch_size = min(self.longest_epoch, max(10, round(whole / 15)))
         self.expect(whole)
-        begin = time.perf_counter()
+        begin = stopwatch.now()
         for step in range(run):
             tau = low + (high - low) * step / planned
             for group, peak in zip(self.optimizer.param_groups, self.peaks):
@@ -329,10 +329,10 @@ class Paper:
                 self.progress.advance(step + 1, loss=value)
             if self.stop():
                 raise Stopped
-            if time.perf_counter() > deadline:
+            if stopwatch.now() > deadline:
                 break
         report.planned = planned
-        report.seconds = time.perf_counter() - begin
+        report.seconds = stopwatch.now() - begin
         report.psnr_after = self.evaluate()
         self.progress.advance(report.steps, psnr=report.psnr_after)
         self.reports.append(report)

@@ -7,13 +7,13 @@ cells in which samples lie follow the field: they are asked again from time to t
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from pvdconvert import stopwatch
 from pvdconvert.distill.distiller import Position, Stopped
 from pvdconvert.distill.raybank import RayBank, Rays
 from pvdconvert.distill.sampling import Samples, importance, in_cells, reached, segments, stratified
@@ -85,7 +85,7 @@ class Photometric:
         points: float | None = None,
         factor: float = 1.0,
         stop: Callable[[], bool] = lambda: False,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = stopwatch.now,
     ) -> None:
         self.architecture, self.student, self.coarse, self.bank = architecture, student, coarse, bank
         self.scene, self.cells, self.step, self.seed = scene, cells, step, seed

@@ -6,11 +6,11 @@ store holds; so each round replaces them, and the learning rate starts anew.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 
 import torch
 
+from pvdconvert import stopwatch
 from pvdconvert.distill.distiller import Distiller
 from pvdconvert.distill.store import Store
 from pvdconvert.errors import UsageError
@@ -56,14 +56,14 @@ def rounds(
         labels, color = f"labels-{k}", f"color-{k}"
         if fixed is not None and labels not in fixed:
             break
-        clock = time.perf_counter()
+        clock = stopwatch.now()
         store, count = ask(LABELS * seconds, None if fixed is None else _planned(fixed, labels)[0], first)
         first += count
         distiller.renew(store)
         note = f"{store.rays} new rays with {len(store)} samples"
         del store
-        distiller.reports.append(StageReport(labels, count, count, time.perf_counter() - clock, note=note))
-        rest = max(1.0, length - (time.perf_counter() - clock))
+        distiller.reports.append(StageReport(labels, count, count, stopwatch.now() - clock, note=note))
+        rest = max(1.0, length - (stopwatch.now() - clock))
         ran = distiller.again(color, Stage.COLOR, rest, None if fixed is None else _planned(fixed, color))
         if fixed is None and (ran.psnr_after or 0.0) - (ran.psnr_before or 0.0) < gain:
             if length >= LONGEST * seconds:

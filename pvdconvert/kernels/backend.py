@@ -146,4 +146,4 @@ def compiling() -> str | None:
         return None
     if any(next(folder.rglob("*.nbi"), None) for folder in caches() if folder.is_dir()):
         return None
-    return "first use: kernels are compiled as they are needed, about 15 s of a core in all; later runs find them"
+    return "first use: kernels are compiled as needed, some 15 s in all beyond the budget; later runs find them"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,9 +19,31 @@ import numba
 import numpy as np
 import torch
 from numba import njit
+from numba.core import event
+
+from pvdconvert import stopwatch
 
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 """Sums may be reordered for vector units; NaN and infinities keep their meaning (they guard the indices)."""
+
+
+class _Compiling(event.Listener):
+    """Tells the budget's clock how long numba compiled. Functions compile one at a time, and those they call within."""
+
+    depth, begin = 0, 0.0
+
+    def on_start(self, _: event.Event) -> None:
+        if self.depth == 0:
+            self.begin = time.perf_counter()
+        self.depth += 1
+
+    def on_end(self, _: event.Event) -> None:
+        self.depth -= 1
+        if self.depth == 0:
+            stopwatch.excuse(time.perf_counter() - self.begin)
+
+
+event.register("numba:compile", _Compiling())  # type: ignore[no-untyped-call]
 
 _pool: tuple[int, int, ThreadPoolExecutor] | None = None
 _lock = threading.Lock()
