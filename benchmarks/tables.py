@@ -44,20 +44,25 @@ def on(found: Mapping[str, Any]) -> str:
 
 
 def cli(*words: str | Path) -> dict[str, Any]:
-    """The document that a pvdconvert command prints, with its seconds by the clock as "wall".
+    """The document that a pvdconvert command prints, with "wall", its seconds by the clock, and "peak", the most bytes
+    that were resident.
 
     Paths in it are bare names: no machine's folders in committed tables. Raises RuntimeError where the command fails.
     """
     command = [sys.executable, "-m", "pvdconvert", *map(str, words), "--json", "--progress", "plain"]
     begin = time.perf_counter()
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"exit code {done.returncode}: pvdconvert {' '.join(map(str, words))}")
-    document: dict[str, Any] = json.loads(done.stdout)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        printed = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"exit code {process.returncode}: pvdconvert {' '.join(map(str, words))}")
+    document: dict[str, Any] = json.loads(printed)
     for side in ("source", "target"):
         if side in document and document[side].get("path"):
             document[side]["path"] = Path(document[side]["path"]).name
-    return {**document, "wall": time.perf_counter() - begin}
+    return {**document, "wall": time.perf_counter() - begin, "peak": usage.ru_maxrss * 1024}
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
