@@ -278,6 +278,11 @@ class ArchitectureBase:
         weighted: total variation, sparsity. Random choices come from ``generator``. None = nothing."""
         return None
 
+    def distortion(self, scene: Scene) -> float:
+        """Optional: the weight that the architecture's paper gives to the distortion loss (mip-NeRF 360, equation 15)
+        when it trains from pictures of such a scene. 0 = none."""
+        return 0.0
+
     def factor_norm(self, field: RadianceField) -> Tensor | None:
         """Optional: what ``--method pvd`` keeps small, differentiable; the mean absolute values of the factors of a
         low-rank density, summed. None = nothing."""

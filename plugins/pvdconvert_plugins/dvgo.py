@@ -149,6 +149,10 @@ class Dvgo(ArchitectureBase):
         return groups
 
     @torch.no_grad()
+    def distortion(self, scene: Scene) -> float:
+        """As its authors have it (arXiv 2206.05085): where rays have far to go."""
+        return 0.0 if scene.ray_space.kind == "world" else 0.01
+
     def project(self, field: RadianceField, store: Store, seconds: float) -> str | None:
         """Density and colours by least squares on the vertices; the network's last layer by ridge regression.
 

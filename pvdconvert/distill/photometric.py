@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pvdconvert import stopwatch
 from pvdconvert.distill.distiller import Position, Stopped
+from pvdconvert.distill.distortion import distortion
 from pvdconvert.distill.raybank import RayBank, Rays
 from pvdconvert.distill.sampling import Samples, importance, in_cells, reached, segments, stratified
 from pvdconvert.distill.schedule import WARMUP, rate
@@ -99,6 +100,8 @@ class Photometric:
         self.position = Position()
         self.reports: list[StageReport] = []
         self.points = int(points or POINTS * student.batch_points)
+        weigh = getattr(architecture, "distortion", None)
+        self.spread = 0.0 if weigh is None else float(weigh(scene))
         self._narrow(cells.grid.clone())
         self.known: Tensor | None = None
         self.seen: Tensor | None = None
@@ -129,7 +132,7 @@ class Photometric:
         d = rays.d[samples.ray[shown], None]
         rgb = self._ask(field, Stage.COLOR, samples.x[shown], d, latent[shown])
         colors = torch.zeros(len(samples), 3, device=self.device).index_copy(0, shown, rgb[:, 0])
-        return ray_sum(weight[:, None] * colors, samples.offsets), through, weight.detach()
+        return ray_sum(weight[:, None] * colors, samples.offsets), through, weight
 
     def _difference(self, color: Tensor, through: Tensor, rays: Rays) -> Tensor:
         """Mean square difference of pixels; where they have opacity, the mean over all colours that may lie behind.
@@ -163,10 +166,11 @@ class Photometric:
         else:
             color, through, weight = self._composite(self.student, samples, rays)
             if len(samples):
-                self.hidden += 0.1 * (1.0 - float(reached(samples, weight).float().mean()) - self.hidden)
+                self.hidden += 0.1 * (1.0 - float(reached(samples, weight.detach()).float().mean()) - self.hidden)
         if self.seen is not None:
-            self._mark(samples.x[weight > SEEN])
-        return self._difference(color, through, rays)
+            self._mark(samples.x[weight.detach() > SEEN])
+        loss = self._difference(color, through, rays)
+        return loss if not self.spread else loss + self.spread * distortion(weight, *way.shares(samples))
 
     def _two_passes(self, coarse: RadianceField) -> Tensor:
         count = max(16, self.points // (2 * COARSE + FINE))
@@ -176,7 +180,7 @@ class Photometric:
         first, t = stratified(way, self._random(count, COARSE))
         color, through, weight = self._composite(coarse, first, rays)
         loss = self._difference(color, through, rays)
-        samples = importance(way, t, weight.view(count, COARSE), self._random(count, FINE))
+        samples = importance(way, t, weight.detach().view(count, COARSE), self._random(count, FINE))
         color, through, _ = self._composite(self.student, samples, rays)
         return loss + self._difference(color, through, rays)
 

@@ -46,6 +46,12 @@ class Segments:
     t0: Tensor
     t1: Tensor
 
+    def shares(self, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
+        """Of samples on these rays: their middles and lengths [S] as shares of the ray's part, and their offsets."""
+        whole = (self.t1 - self.t0)[samples.ray]
+        t = ((samples.x - self.o[samples.ray]) * self.d[samples.ray]).sum(1) - self.t0[samples.ray]
+        return t / whole, samples.dt / whole, samples.offsets
+
 
 def segments(o: Tensor, d: Tensor, scene: Scene, box: Box) -> Segments:
     """Rays of the world [R, 3] clipped to ``box`` and to the scene's near and far, warped where the scene is."""

@@ -99,6 +99,10 @@ class KPlanes(ArchitectureBase):
             {"params": list(field.networks.parameters()), "lr": 1e-2, "name": "decoder", "rotated": True},
         ]
 
+    def distortion(self, scene: Scene) -> float:
+        """As nerfstudio's K-Planes has it."""
+        return 0.001
+
 
 def named_tensors(field: KPlanesField) -> dict[str, Tensor]:
     """Views of the parameters under the names of files: planes [1, C, H, W] as the program has them, then layers."""
