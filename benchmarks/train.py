@@ -125,7 +125,9 @@ def main() -> None:
     given = parser.parse_args()
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = str(given.threads)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from pvdconvert import waiting
+
+    waiting.briefly()
     import torch
 
     torch.set_num_threads(given.threads)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -73,5 +72,4 @@ def connect(
 
 
 def _version() -> str:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of the rows that this worker starts
     return __version__

@@ -81,6 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "batch": set(),
     "ranks": set(),
+    "waiting": set(),
     "batch_manifest": set(),
     "cluster": {"batch"},
     "conversion": {"*"},
