@@ -5,17 +5,14 @@
     python benchmarks/convert.py --from nerf --to tensorf plenoxels --budget 60s
     python benchmarks/convert.py --from CHECKPOINT --to tensorf plenoxels --preset fast --name convert-lego
 
-Every conversion is a process of the real command line under cProfile. What cProfile books to built-in functions
-(torch's operators) and to the files of ``kernels/`` is time in kernels and GEMMs; the rest is Python around them, and
-cProfile makes that part look larger than it is. Tables go to benchmarks/results/convert.{md,json}; pairs that are
-not run keep their earlier figures.
+Every conversion is a process of the real command line with a profile of each stage (stage_profile.py). Tables go to
+benchmarks/results/convert.{md,json}; pairs that are not run keep their earlier figures.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import pstats
 import subprocess
 import sys
 import tempfile
@@ -28,7 +25,6 @@ HERE = Path(__file__).resolve().parent
 SAMPLE = HERE.parent / "examples" / "ngp.ckpt"
 FIRST = "ngp"
 TINY = "scout=1;labels=1;features=2/2;density=4/4;color=4/4;render=4/4"
-TOP = 12
 
 
 def architectures() -> list[str]:
@@ -56,10 +52,13 @@ def source(architecture: str, folder: Path) -> Path | str:
 
 def profiled(path: Path, to: str, effort: list[str], folder: Path) -> dict[str, Any]:
     """One conversion: seconds of each step, and what the profile says."""
-    dump = folder / "profile"
+    dump = folder / "profile.json"
     words = command(path, "--to", to, "-o", folder / f"out-{to}.safetensors", *effort)
     done = subprocess.run(
-        [sys.executable, "-m", "cProfile", "-o", str(dump), *words], capture_output=True, text=True, check=False
+        [sys.executable, str(HERE / "stage_profile.py"), str(dump), *words[2:]],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         return {"exit_code": done.returncode, "error": done.stderr.splitlines()[-1] if done.stderr else ""}
@@ -75,32 +74,7 @@ def profiled(path: Path, to: str, effort: list[str], folder: Path) -> dict[str, 
         "stages": stages,
         "rest": report["seconds"] - sum(stages.values()),
     }
-    return {**found, **shares(dump)}
-
-
-def shares(dump: Path) -> dict[str, Any]:
-    """Share of the profile in kernels, and the functions with the most time of their own."""
-    stats: dict[tuple[str, int, str], tuple[Any, ...]] = pstats.Stats(str(dump)).stats  # type: ignore[attr-defined]
-    kernel, importing, total, top = 0.0, 0.0, 0.0, []
-    for (file, _, name), (_, calls, own, _, _) in stats.items():
-        total += own
-        native = file == "~" or "/kernels/" in file
-        imports = "importlib" in file or name in (
-            "<built-in method marshal.loads>",
-            "<built-in method _imp.create_dynamic>",
-        )
-        if imports:
-            importing += own
-        elif native:
-            kernel += own
-        place = name if file == "~" else f"{Path(file).parent.name}/{Path(file).name}:{name}"
-        top.append((own, calls, place))
-    top.sort(reverse=True)
-    run = max(1e-9, total - importing)
-    return {
-        "native": kernel / run,
-        "profile": [{"seconds": own, "calls": calls, "function": place} for own, calls, place in top[:TOP]],
-    }
+    return {**found, "profiles": json.loads(dump.read_text())}
 
 
 def tell(data: dict[str, Any]) -> str:
@@ -112,10 +86,11 @@ def tell(data: dict[str, Any]) -> str:
             continue
         share = [f"{100 * r['stages'].get(n, 0.0) / r['seconds']:.0f} %" if n in r["stages"] else "-" for n in names]
         rows.append([pair, r["kind"], f"{r['seconds']:.1f}", f"{r['cpu']:.1f}", *share,
-                     f"{100 * r['rest'] / r['seconds']:.0f} %", f"{100 * r['native']:.0f} %",
-                     f"{r['peak'] / 1e6:.0f}", "-" if r["psnr"] is None else f"{r['psnr']:.1f}"])  # fmt: skip
-        first = ", ".join(f"`{p['function']}` {p['seconds']:.1f} s" for p in r["profile"][:4])
-        tops.append(f"- {pair}: {first}")
+                     f"{100 * r['rest'] / r['seconds']:.0f} %", f"{r['peak'] / 1e6:.0f}",
+                     "-" if r["psnr"] is None else f"{r['psnr']:.1f}"])  # fmt: skip
+        for stage, p in r["profiles"].items():
+            first = ", ".join(f"`{f['function']}` {f['seconds']:.1f} s" for f in p["top"][:3])
+            tops.append([pair, stage, f"{p['seconds']:.1f}", f"{100 - 100 * p['native']:.0f} %", first])
     head = [
         "pair",
         "kind",
@@ -123,7 +98,6 @@ def tell(data: dict[str, Any]) -> str:
         "CPU s",
         *names,
         "reading, occupancy, validation, writing",
-        "in kernels",
         "peak MB",
         "dB",
     ]
@@ -131,10 +105,10 @@ def tell(data: dict[str, Any]) -> str:
         [
             "# Where the time of a conversion goes\n",
             on(data["machine"]) + "\n",
-            f"{data['effort']}. Under cProfile, which slows Python down and kernels not.\n",
+            f"{data['effort']}. Under cProfile, which slows Python down and kernels not; imports are left out of the"
+            " stages.\n",
             markdown(head, [[*row, *[""] * (len(head) - len(row))] for row in rows]),
-            "## Most time of their own\n",
-            "\n".join(tops) + "\n",
+            markdown(["pair", "stage", "s", "outside kernels and GEMMs", "most time of their own"], tops),
         ]
     )
 

@@ -125,9 +125,9 @@ def main() -> None:
     given = parser.parse_args()
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = str(given.threads)
-    from pvdconvert import waiting
+    from pvdconvert import launch
 
-    waiting.briefly()
+    launch.prepare()
     import torch
 
     torch.set_num_threads(given.threads)

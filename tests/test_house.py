@@ -81,7 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "batch": set(),
     "ranks": set(),
-    "waiting": set(),
+    "launch": set(),
     "batch_manifest": set(),
     "cluster": {"batch"},
     "conversion": {"*"},

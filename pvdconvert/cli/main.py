@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pvdconvert import waiting
+from pvdconvert import launch
 from pvdconvert.cli import ending, errors, reporting
 from pvdconvert.cli.output import say
 from pvdconvert.errors import UsageError
@@ -149,7 +149,7 @@ def main() -> int:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. ``argv`` without the program's name; None = this process's."""
-    waiting.briefly()
+    launch.prepare()
     args = list(sys.argv[1:] if argv is None else argv)
     reporting.remember(args)
     wants_json = "--json" in args

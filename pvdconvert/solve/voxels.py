@@ -124,7 +124,7 @@ def least_squares(
     scale = (1 / (mass.repeat_interleave(v0.shape[1] // width, 1) * norm + ridge)).contiguous()
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).view(len(v0), width, -1).sum((0, 2))
+        return torch.mul(a, b, out=spare).view(len(v0), width, -1).sum((0, 2))
 
     def spread(a: Tensor) -> Tensor:
         return a.repeat_interleave(v0.shape[1] // width)
@@ -133,20 +133,21 @@ def least_squares(
         with torch.enable_grad():
             q = p.detach().requires_grad_()
             out = _evaluate(grid, xg, basis, q, missing)
-        return torch.autograd.grad(out, q, out.detach() * weight)[0] + ridge * p
+        return torch.autograd.grad(out, q, out.detach() * weight)[0].addcmul_(ridge, p)
 
     residual = _adjoint(grid, xg, basis, v0, weight * (target - _evaluate(grid, xg, basis, v0, missing)), missing)
-    delta, z = torch.zeros_like(v0), residual * scale
+    # All in place: a large tensor made anew costs more than what is computed in it.
+    spare, delta, z = torch.empty_like(v0), torch.zeros_like(v0), residual * scale
     p, rz = z.clone(), dot(residual, z)
     for _ in range(iterations):
         ap = normal(p)
         curve = dot(p, ap)
-        alpha = torch.where(curve > 0, rz / curve.clamp_min(1e-30), 0.0)
-        delta += spread(alpha) * p
-        residual -= spread(alpha) * ap
-        z = residual * scale
+        alpha = spread(torch.where(curve > 0, rz / curve.clamp_min(1e-30), 0.0))
+        delta.addcmul_(p, alpha)
+        residual.addcmul_(ap, alpha, value=-1.0)
+        torch.mul(residual, scale, out=z)
         after = dot(residual, z)
-        p = z + spread(torch.where(rz > 0, after / rz.clamp_min(1e-30), 0.0)) * p
+        p.mul_(spread(torch.where(rz > 0, after / rz.clamp_min(1e-30), 0.0))).add_(z)
         rz = after
         if not bool((rz > 0).any()):
             break
