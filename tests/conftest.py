@@ -12,13 +12,15 @@ from typing import Any
 import hypothesis
 import pytest
 
+from pvdconvert import launch
+
 REPO = Path(__file__).resolve().parents[1]
 DATA_HINT = "real data not found: set PVDCONVERT_DATA or put it at ../shared/data beside the repository"
 
 # One thread a test process: results are bit-equal per thread count, and workers share the cores evenly. Set before
 # torch is imported, and inherited by the command lines that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+launch.prepare()
 for _name in ("PVDCONVERT_PLUGINS", "PVDCONVERT_BACKEND"):
     os.environ.pop(_name, None)
 # Without a GPU, Triton's kernels run in its interpreter; it reads this when it is imported.

@@ -106,7 +106,7 @@ def test_the_rate_warms_up_and_falls() -> None:
 
 
 def test_plateau() -> None:
-    watch = Plateau()
+    watch = Plateau(0.02)
     assert [watch.reached(v) for v in (1.0, 0.5, 0.4, 0.399)] == [False, False, False, True]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from pvdconvert import stopwatch
 from pvdconvert.distill import losses
 from pvdconvert.distill.methods import Lesson
-from pvdconvert.distill.schedule import SHARES, WARMUP, Plateau, rate
+from pvdconvert.distill.schedule import PATIENCE, SHARES, WARMUP, Plateau, rate
 from pvdconvert.distill.store import Store
 from pvdconvert.errors import PluginError, RequestError
 from pvdconvert.field import RadianceField, Stage
@@ -317,7 +317,7 @@ class Distiller:
         report.psnr_before = (
             self.reports[-1].psnr_after if self.reports and self.reports[-1].psnr_after else self.evaluate()
         )
-        plateau = Plateau()
+        plateau = Plateau(PATIENCE.get(stage, 0.0))
         begin = measured = stopwatch.now()
         first = at.step
         if fixed is not None:
@@ -356,7 +356,7 @@ class Distiller:
                 break
             if (
                 fixed is None
-                and stage in (Stage.DENSITY, Stage.COLOR)
+                and stage in PATIENCE
                 and at.planned
                 and at.step % max(4 * WARMUP, at.planned // 5) == 0
                 and plateau.reached(self._held_loss(stage))
