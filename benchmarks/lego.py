@@ -143,4 +143,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    from pvdconvert import launch
+
+    launch.prepare()
     main()

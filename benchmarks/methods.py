@@ -206,4 +206,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    from pvdconvert import launch
+
+    launch.prepare()
     main()

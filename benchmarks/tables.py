@@ -14,6 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pvdconvert import launch
+
+launch.prepare()  # torch is imported later
+
 RESULTS = Path(__file__).resolve().parent / "results"
 COLORS = ("#0b6e99", "#b8561b", "#3f7d20", "#7d3f8c", "#8c6d1f", "#444444")
 
