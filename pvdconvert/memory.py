@@ -13,6 +13,7 @@ LEAST = 1 << 29
 """Bytes below which no conversion fits: torch alone takes a third of it."""
 _CGROUP = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
+_HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def parse(text: str, option: str = "--max-memory") -> int:
@@ -30,6 +31,15 @@ def free() -> int | None:
     """Bytes that this process may still take: what the machine has and what its control group allows; None: unknown."""
     rooms = [room for room in (_available(), _allowed()) if room is not None]
     return min(rooms) if rooms else None
+
+
+def huge_pages() -> bool | None:
+    """Whether who asks for it gets memory in pages of 2 MB (:mod:`pvdconvert.launch` asks); None: unknown."""
+    try:
+        found = _HUGE.read_text()
+    except OSError:
+        return None
+    return "[never]" not in found
 
 
 def _available() -> int | None:

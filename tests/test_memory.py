@@ -57,6 +57,17 @@ def test_the_smaller_of_machine_and_control_group_is_free(tmp_path: Path, monkey
     assert memory.free() == 1005
 
 
+@pytest.mark.parametrize(
+    ("text", "there"),
+    [("always [madvise] never", True), ("[always] madvise never", True), ("always madvise [never]", False)],
+)
+def test_huge_pages(text: str, there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_HUGE", tmp_path / "enabled")
+    assert memory.huge_pages() is None
+    (tmp_path / "enabled").write_text(text + "\n")
+    assert memory.huge_pages() is there
+
+
 def test_what_this_process_takes() -> None:
     before, size = memory.resident(), 1 << 26
     with mmap.mmap(-1, size) as block:  # pages of its own: an allocator may hand out ones that it has kept

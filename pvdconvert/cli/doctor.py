@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from pvdconvert import memory
 from pvdconvert.cli.options import Json, Verbose
 from pvdconvert.cli.output import block, emit, say, size, style
 
@@ -49,13 +50,16 @@ def examine() -> dict[str, Any]:
         "platform": platform.platform(),
         "cores": _cores(),
         "memory_bytes": _memory(),
+        "huge_pages": memory.huge_pages(),
         "libraries": {name: _version(name) for name in LIBRARIES},
         "torch": torch,
         "kernels": kernels,
         "plugins": plugins,
         "caches": _caches(),
         "environment": {
-            k: os.environ[k] for k in sorted(os.environ) if k.startswith(("PVDCONVERT_", "NUMBA_", "OMP_"))
+            k: os.environ[k]
+            for k in sorted(os.environ)
+            if k.startswith(("PVDCONVERT_", "NUMBA_", "OMP_", "GOMP_", "THP_"))
         },
         "problems": problems,
     }
@@ -185,7 +189,8 @@ def _twins(kernels: dict[str, Any]) -> str:
 
 def _show(d: dict[str, Any]) -> None:
     torch, kernels = d["torch"], d["kernels"]
-    memory = f", {size(d['memory_bytes'])} memory" if d["memory_bytes"] else ""
+    room = f", {size(d['memory_bytes'])} memory" if d["memory_bytes"] else ""
+    room += ", no huge pages: large tensors are dear" if d["huge_pages"] is False else ""
     usable = [p for p in d["plugins"] if p["status"] == "ok"]
     names = {
         kind: ", ".join(p["name"] for p in usable if p["kind"] == kind) or "none" for kind in ("architecture", "format")
@@ -194,7 +199,7 @@ def _show(d: dict[str, Any]) -> None:
         [
             ("pvdconvert", d["pvdconvert"]),
             ("python", f"{d['python']} ({d['executable']})"),
-            ("machine", f"{d['platform']}, {d['cores']} cores{memory}"),
+            ("machine", f"{d['platform']}, {d['cores']} cores{room}"),
             (
                 "torch",
                 torch["error"] or f"{torch['version']}, {torch['threads']} threads, CUDA {torch['cuda'] or 'no'}",
