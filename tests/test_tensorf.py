@@ -391,14 +391,19 @@ def sphere(x: Tensor) -> Tensor:
     return 40.0 * torch.sigmoid((0.5 - x.norm(dim=-1)) * 60.0)
 
 
+def painted(x: Tensor) -> Tensor:
+    """A colour for each place, of far more than one product of a plane and a line."""
+    return torch.sigmoid(torch.stack([3 * x[:, 0], 2 * x[:, 1] - x[:, 2], 4 * torch.sin(3 * x[:, 2] + x[:, 0])], -1))
+
+
 def store_of(student: TensorfField, cost: float) -> Store:
-    """Answers of the ball at random points near its surface, without rays."""
-    teacher = FunctionField(sphere, lambda x, d: torch.full_like(x, 0.5))
+    """Answers of the ball at random points near its surface, each on a ray of its own."""
+    teacher = FunctionField(sphere, lambda x, d: painted(x))
     teacher.flops_per_point = cost
     g = torch.Generator().manual_seed(0)
     x = F.normalize(torch.randn(40000, 3, generator=g), dim=-1) * (0.3 + 0.35 * torch.rand(40000, 1, generator=g))
     occupancy = Occupancy(torch.tensor([-1.0, -1.2, -0.8]), 0.1, torch.ones(20, 22, 19, dtype=torch.uint8))
-    none, index = torch.empty(0), torch.zeros(1, dtype=torch.int64)
+    none = torch.empty(0)
     return Store(
         scene=SCENE,
         occupancy=occupancy,
@@ -408,13 +413,13 @@ def store_of(student: TensorfField, cost: float) -> Store:
         dt=torch.full((len(x),), 0.01),
         sigma=sphere(x),
         weight=torch.ones(len(x)),
-        rgb=torch.full_like(x, 0.5),
+        rgb=painted(x),
         colored=torch.ones(len(x), dtype=torch.bool),
-        d=torch.empty(0, 3),
-        offsets=index,
-        ray_rgb=torch.empty(0, 3),
-        ray_opacity=none,
-        ray_depth=none,
+        d=F.normalize(torch.randn(len(x), 3, generator=g), dim=-1),
+        offsets=torch.arange(len(x) + 1),
+        ray_rgb=painted(x),
+        ray_opacity=torch.ones(len(x)),
+        ray_depth=torch.ones(len(x)),
         free_x=torch.empty(0, 3),
         free_sigma=none,
         teacher=teacher,
@@ -446,6 +451,34 @@ def test_projection_starts_near_the_teacher(cost: float, words: str, activation:
         assert alpha_error(field) < (0.1 if words == "asked" else 0.2) * before
         runs.append(field.density_grid.planes[0])
     assert torch.equal(runs[0], runs[1])
+
+
+@pytest.mark.parametrize("head", [{}, {"mlp_bias": False}, {"shading": "sh"}, {"shading": "rgb", "color_features": 3}])
+def test_colour_is_projected_too(head: Config) -> None:
+    plugin = Tensorf()
+    overrides = {"resolution": 32, "box": SCENE.box.to_json(), "color_ranks": [13, 12, 12], **head}
+    field = plugin.build(plugin.plan(FACTS, Budget(), Limits(), overrides), SCENE, 0)
+    store = store_of(field, 1e3)
+
+    def rms() -> float:
+        with torch.no_grad():
+            return float((field.color(store.x, store.d[:, None])[:, 0] - store.rgb).square().mean().sqrt())
+
+    before, line = rms(), plugin.project(field, store, 20.0)
+    assert line is not None
+    assert "colour by" in line
+    assert rms() < min(0.03, 0.2 * before)
+
+
+def test_too_few_products_are_left_alone() -> None:
+    plugin = Tensorf()
+    overrides = {"resolution": 16, "box": SCENE.box.to_json(), "color_ranks": [5, 5, 5]}
+    field = plugin.build(plugin.plan(FACTS, Budget(), Limits(), overrides), SCENE, 0)
+    before = [p.clone() for p in field.color_grid.parameters()]
+    line = plugin.project(field, store_of(field, 1e3), 5.0)
+    assert line is not None
+    assert "colour" not in line
+    assert all(torch.equal(a, b) for a, b in zip(before, field.color_grid.parameters()))
 
 
 def test_projection_of_nothing_is_none() -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from pvdconvert.errors import InputError, RequestError
 from pvdconvert.field import RadianceField
+from pvdconvert.nn.head import carry, solve_last
 from pvdconvert.nn.mask import Mask
-from pvdconvert.nn.mlp import MLP
 from pvdconvert.nn.sh import sh_basis
 from pvdconvert.nn.voxels import Shape, lattice_shape
 from pvdconvert.plugin import ArchitectureBase, Budget, Config, Limits, TeacherFacts
@@ -39,7 +39,6 @@ LEVELS = 3
 SAMPLES = 4
 """Samples a vertex that projections use, of those that there are."""
 HEAD_SAMPLES = 1 << 17
-RIDGE = 1e-3
 
 
 class Dvgo(ArchitectureBase):
@@ -148,11 +147,11 @@ class Dvgo(ArchitectureBase):
             groups.append({**head, "lr": 1e-2, "rotated": True, "betas": (0.9, 0.95)})
         return groups
 
-    @torch.no_grad()
     def distortion(self, scene: Scene) -> float:
         """As its authors have it (arXiv 2206.05085): where rays have far to go."""
         return 0.0 if scene.ray_space.kind == "world" else 0.01
 
+    @torch.no_grad()
     def project(self, field: RadianceField, store: Store, seconds: float) -> str | None:
         """Density and colours by least squares on the vertices; the network's last layer by ridge regression.
 
@@ -218,33 +217,17 @@ def _project_density(f: DvgoField, store: Store, levels: list[Level], seconds: f
 def _solve_last_layer(f: DvgoField, x: Tensor, d: Tensor, rgb: Tensor, weight: Tensor) -> None:
     """The hidden layers stay random; the last one is the ridge solution for the logits that the voxels leave open."""
     assert f.head is not None
-    if f.options.direct and f.options.mlp_width >= 16:
-        _carry_colour(f.head)
+    if f.options.direct:
+        carry(f.head)
     last = f.head.layers[-1]
     assert isinstance(last, nn.Linear)
     stride = -(-len(x) // HEAD_SAMPLES)
     x, d, weight, inner = x[::stride], d[::stride, None], weight[::stride], rgb[::stride].clamp(EDGE, 1 - EDGE)
     features = f.k0(x)
-    hidden = f.hidden(x, features, d)
-    a = torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1).double()
     given = torch.zeros_like(inner) if f.options.direct else features[:, :3]
     # A logit counts by what it does to the colour.
-    w = (weight[:, None] * (inner * (1 - inner)).clamp_min(0.02) ** 2).mean(1, keepdim=True).double()
-    normal = a.t() @ (w * a)
-    normal += torch.eye(len(normal), device=a.device) * (RIDGE * normal.diagonal().mean() + 1e-12)
-    solution = torch.linalg.solve(normal, a.t() @ (w * (torch.logit(inner) - given))).float()
-    last.weight.data.copy_(solution[:-1].t())
-    last.bias.data.copy_(solution[-1])
-
-
-def _carry_colour(head: MLP) -> None:
-    """Six units of each hidden layer hand the first three features on, their positive and negative parts apart."""
-    eye = torch.eye(3)
-    for i, layer in enumerate(list(head.layers)[:-1]):
-        assert isinstance(layer, nn.Linear)
-        layer.weight.data[:6], layer.bias.data[:6] = 0.0, 0.0
-        carried = torch.cat([eye, -eye]) if i == 0 else torch.eye(6)
-        layer.weight.data[:6, : carried.shape[1]] = carried.to(layer.weight)
+    w = (weight[:, None] * (inner * (1 - inner)).clamp_min(0.02) ** 2).mean(1)
+    solve_last(last, f.hidden(x, features, d), torch.logit(inner) - given, w)
 
 
 def _thinned(ordered: Tensor, vertices: int) -> Tensor:

@@ -15,6 +15,7 @@ from pvdconvert.plugin import Config
 from pvdconvert.scene import Scene
 from pvdconvert.solve.als import vm_als
 from pvdconvert_plugins.tensorf_base import SHADING, Tensorial, heads, targets
+from pvdconvert_plugins.tensorf_color import project_color
 from pvdconvert_plugins.tensorf_field import TensorfField, TensorialField
 from pvdconvert_plugins.tensorf_spec import TensorfOptions, TensorialOptions, megabytes, parse
 
@@ -86,9 +87,9 @@ class Tensorf(Tensorial):
 
     @torch.no_grad()
     def project(self, field: RadianceField, store: Store, seconds: float) -> str | None:
-        """Density by masked least squares over the vertices that samples touch."""
+        """Density by masked least squares over the vertices that samples touch, then colour likewise."""
         assert isinstance(field, TensorfField)
-        goal = targets(field, store, seconds, seconds * 0.5 * ALS_RATE / SWEEPS)
+        goal = targets(field, store, seconds, seconds * 0.3 * ALS_RATE / SWEEPS)
         if goal is None:
             return None
         n = field.options.resolution
@@ -105,4 +106,6 @@ class Tensorf(Tensorial):
         for i, ((a, b), c) in enumerate(zip(PAIRS, AXES)):
             fit.planes[i], fit.lines[i] = resample_mode(fit.planes[i], fit.lines[i], n[a], n[b], n[c])
         field.density_grid.assign(fit.planes, fit.lines)
-        return f"density by {SWEEPS} sweeps of masked least squares over {goal}: rms error {fit.error:.3f}"
+        density = f"density by {SWEEPS} sweeps of masked least squares over {goal}: rms error {fit.error:.3f}"
+        color = project_color(field, store, 0.3 * seconds)
+        return density if color is None else f"{density}; {color}"

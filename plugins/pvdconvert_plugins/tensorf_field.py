@@ -190,8 +190,25 @@ class TensorialField(RadianceField):
         raw = sh_basis(d, o.bands) @ features.view(-1, 3, o.bands**2).transpose(1, 2)
         return _activated(raw + 0.5 if o.color_activation == "relu" else raw, o.color_activation)
 
+    def hidden(self, x: Tensor, d: Tensor) -> Tensor:
+        """[N * K, width]: what the head's last layer is given at ``x`` [N, 3] for directions ``d`` [N, K, 3]."""
+        assert self.head is not None
+        x01 = self.unit(x)
+        if self.warp is not None:
+            d = warped_directions(x, d, *self.warp)
+        return F.relu_(self._before_last(self.head, self.color_features(x01), x01, d))
+
     def _shade(self, head: MLP, features: Tensor, x01: Tensor, d: Tensor) -> Tensor:
-        """The first layer is split: its position part is paid once, whatever the number of directions."""
+        last = list(head.layers)[-1]
+        assert isinstance(last, nn.Linear)
+        raw = self._before_last(head, features, x01, d)
+        if len(head.layers) > 1:
+            raw = linear(F.relu_(raw), last.weight, last.bias)
+        return raw.view(*d.shape[:2], 3).sigmoid()
+
+    def _before_last(self, head: MLP, features: Tensor, x01: Tensor, d: Tensor) -> Tensor:
+        """[N * K, width] before the last ReLU. The first layer is split: its position part is paid once, whatever the
+        number of directions."""
         o, first = self.options, head.layers[0]
         assert isinstance(first, nn.Linear)
         n, k, _ = d.shape
@@ -208,10 +225,10 @@ class TensorialField(RadianceField):
         hidden = linear(known, torch.cat([fea, fea_waves, pos_waves], dim=1), first.bias)
         directions = linear(view.view(n * k, view.shape[-1]), torch.cat([direct, view_waves], dim=1))
         hidden = (hidden[:, None, :] + directions.view(n, k, hidden.shape[-1])).view(n * k, hidden.shape[-1])
-        for layer in list(head.layers)[1:]:
+        for layer in list(head.layers)[1:-1]:
             assert isinstance(layer, nn.Linear)
             hidden = linear(F.relu_(hidden), layer.weight, layer.bias)
-        return hidden.view(n, k, 3).sigmoid()
+        return hidden
 
     def _waves(self, x: Tensor, count: int) -> Tensor:
         """[x, all sines, all cosines] of ``x`` [N, D], channel-major."""
