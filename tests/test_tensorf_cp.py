@@ -147,19 +147,24 @@ def sphere(x: Tensor) -> Tensor:
     return 40.0 * torch.sigmoid((0.5 - x.norm(dim=-1)) * 60.0)
 
 
+def painted(x: Tensor) -> Tensor:
+    """A colour for each place, of far more than one product of three lines."""
+    return torch.sigmoid(torch.stack([3 * x[:, 0], 2 * x[:, 1] - x[:, 2], 4 * torch.sin(3 * x[:, 2] + x[:, 0])], -1))
+
+
 def store_of(cost: float, count: int = 40000) -> Store:
-    """Answers of the ball at random points near its surface, without rays."""
-    teacher = FunctionField(sphere, lambda x, d: torch.full_like(x, 0.5))
+    """Answers of the ball at random points near its surface, each on a ray of its own."""
+    teacher = FunctionField(sphere, lambda x, d: painted(x))
     teacher.flops_per_point = cost
     g = torch.Generator().manual_seed(0)
     x = F.normalize(torch.randn(count, 3, generator=g), dim=-1) * (0.3 + 0.35 * torch.rand(count, 1, generator=g))
     occupancy = Occupancy(torch.tensor([-1.0, -1.2, -0.8]), 0.1, torch.ones(20, 22, 19, dtype=torch.uint8))
-    none, row = torch.empty(0), torch.empty(0, 3)
-    ones = torch.ones(count)
+    none, row, rgb = torch.empty(0), torch.empty(0, 3), painted(x)
+    ones, d = torch.ones(count), F.normalize(torch.randn(count, 3, generator=g), dim=-1)
     return Store(
         scene=SCENE, occupancy=occupancy, step=0.01, x=x, t=0 * ones, dt=0.01 * ones, sigma=sphere(x), weight=ones,
-        rgb=torch.full_like(x, 0.5), colored=ones.bool(), d=row, offsets=torch.zeros(1, dtype=torch.int64), ray_rgb=row,
-        ray_opacity=none, ray_depth=none, free_x=row, free_sigma=none, teacher=teacher,
+        rgb=rgb, colored=ones.bool(), d=d, offsets=torch.arange(count + 1), ray_rgb=rgb,
+        ray_opacity=ones, ray_depth=ones, free_x=row, free_sigma=none, teacher=teacher,
     )  # fmt: skip
 
 
@@ -188,6 +193,22 @@ def test_projection_starts_near_the_teacher(cost: float, words: str, activation:
         assert alpha_error(field) < (0.15 if words == "asked" else 0.25) * before
         runs.append(field.density_grid.lines[0])
     assert torch.equal(runs[0], runs[1])
+
+
+def test_colour_is_projected_too() -> None:
+    plugin = TensorfCp()
+    overrides = {"resolution": 32, "box": SCENE.box.to_json(), "color_rank": 97, "density_rank": 16}
+    field = plugin.build(plugin.plan(FACTS, Budget(), Limits(), overrides), SCENE, 0)
+    store = store_of(1e3)
+
+    def rms() -> float:
+        with torch.no_grad():
+            return float((field.color(store.x, store.d[:, None])[:, 0] - store.rgb).square().mean().sqrt())
+
+    before, line = rms(), plugin.project(field, store, 20.0)
+    assert line is not None
+    assert "colour by" in line
+    assert rms() < min(0.04, 0.25 * before)
 
 
 def test_projection_of_nothing_is_none() -> None:

@@ -15,7 +15,7 @@ from pvdconvert.plugin import Config
 from pvdconvert.scene import Scene
 from pvdconvert.solve.als import vm_als
 from pvdconvert_plugins.tensorf_base import SHADING, Tensorial, heads, targets
-from pvdconvert_plugins.tensorf_color import project_color
+from pvdconvert_plugins.tensorf_color import Solver, project_color
 from pvdconvert_plugins.tensorf_field import TensorfField, TensorialField
 from pvdconvert_plugins.tensorf_spec import TensorfOptions, TensorialOptions, megabytes, parse
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LONGEST = {"fast": 144, "balanced": 288, "best": 400}
 """Vertices along the longest axis of the occupied box, by preset."""
-SWEEPS = 5
+SWEEPS, COLOR_SWEEPS = 5, 3
 ALS_RATE = 1e6
 """Vertices solved in a second and sweep on two plain cores."""
 SPARSE, VARIATION = 4e-5, (1e-3, 1e-4)
@@ -107,5 +107,28 @@ class Tensorf(Tensorial):
             fit.planes[i], fit.lines[i] = resample_mode(fit.planes[i], fit.lines[i], n[a], n[b], n[c])
         field.density_grid.assign(fit.planes, fit.lines)
         density = f"density by {SWEEPS} sweeps of masked least squares over {goal}: rms error {fit.error:.3f}"
-        color = project_color(field, store, 0.3 * seconds)
+        color = project_color(field, store, 0.3 * seconds, _color_solver(field))
         return density if color is None else f"{density}; {color}"
+
+
+def _color_solver(field: TensorfField) -> Solver:
+    o, grid = field.options, field.color_grid
+
+    def fit(
+        index: Tensor, values: Tensor, shape: list[int], ranks: list[int], weights: Tensor, generator: torch.Generator
+    ) -> list[Tensor]:
+        found = vm_als(index, values, shape, ranks, sweeps=COLOR_SWEEPS, weights=weights, generator=generator)
+        pairs = [
+            resample_mode(found.planes[i], found.lines[i], *(o.resolution[k] for k in (a, b, c)))
+            for i, ((a, b), c) in enumerate(zip(PAIRS, AXES))
+        ]
+        return [plane for plane, _ in pairs] + [line for _, line in pairs]
+
+    return Solver(
+        ranks=o.color_ranks,
+        modes=(0, 1, 2, 0, 1, 2),
+        factors=[p.data for p in (*grid.planes, *grid.lines)],
+        assign=lambda factors: grid.assign(factors[:3], factors[3:]),
+        fit=fit,
+        rate=ALS_RATE / COLOR_SWEEPS,
+    )

@@ -15,6 +15,7 @@ from pvdconvert.plugin import Config
 from pvdconvert.scene import Scene
 from pvdconvert.solve.cp import cp_als
 from pvdconvert_plugins.tensorf_base import SHADING, Tensorial, heads, targets
+from pvdconvert_plugins.tensorf_color import PART, Solver, project_color
 from pvdconvert_plugins.tensorf_cp_field import TensorfCpField
 from pvdconvert_plugins.tensorf_cp_spec import TensorfCpOptions, megabytes, parse
 from pvdconvert_plugins.tensorf_field import TensorialField
@@ -29,7 +30,7 @@ PRESETS: Mapping[str, Config] = {
     "best": {"resolution": 400, "density_rank": 192, "color_rank": 384},
 }
 """``resolution``: vertices along the longest axis of the occupied box."""
-SWEEPS = 8
+SWEEPS, COLOR_SWEEPS = 8, 6
 ALS_RATE = 2e9
 """Vertices times rank squared of one sweep in a second on two plain cores."""
 
@@ -74,10 +75,10 @@ class TensorfCp(Tensorial):
 
     @torch.no_grad()
     def project(self, field: RadianceField, store: Store, seconds: float) -> str | None:
-        """Density by masked least squares over the vertices that samples touch."""
+        """Density by masked least squares over the vertices that samples touch, then colour likewise."""
         assert isinstance(field, TensorfCpField)
         rank, n = field.options.density_rank, field.options.resolution
-        goal = targets(field, store, seconds, seconds * 0.5 * ALS_RATE / (SWEEPS * rank**2))
+        goal = targets(field, store, seconds, seconds * 0.3 * ALS_RATE / (SWEEPS * rank**2))
         if goal is None:
             return None
         fit = cp_als(
@@ -91,4 +92,25 @@ class TensorfCp(Tensorial):
             generator=torch.Generator().manual_seed(0),
         )
         field.density_grid.assign([resample_line(line, n[axis]) for line, axis in zip(fit.lines, AXES)])
-        return f"density by {SWEEPS} sweeps of masked least squares over {goal}: rms error {fit.error:.3f}"
+        density = f"density by {SWEEPS} sweeps of masked least squares over {goal}: rms error {fit.error:.3f}"
+        color = project_color(field, store, 0.3 * seconds, _color_solver(field))
+        return density if color is None else f"{density}; {color}"
+
+
+def _color_solver(field: TensorfCpField) -> Solver:
+    o, grid = field.options, field.color_grid
+
+    def fit(
+        index: Tensor, values: Tensor, shape: list[int], ranks: list[int], weights: Tensor, generator: torch.Generator
+    ) -> list[Tensor]:
+        found = cp_als(index, values, shape, ranks[0], sweeps=COLOR_SWEEPS, weights=weights, generator=generator)
+        return [resample_line(line, o.resolution[axis]) for line, axis in zip(found.lines, AXES)]
+
+    return Solver(
+        ranks=(o.color_rank,),
+        modes=(0, 0, 0),
+        factors=[p.data for p in grid.parameters()],
+        assign=grid.assign,
+        fit=fit,
+        rate=ALS_RATE / (COLOR_SWEEPS * (o.color_rank // PART) ** 2 + 1),
+    )
