@@ -1,13 +1,15 @@
 """Distilled against trained from scratch, on real pictures: the paper's claim, at equal time.
 
-    python benchmarks/from_scratch.py --to ngp tensorf plenoxels nerf --budgets 30 90
+    python benchmarks/from_scratch.py --to ngp tensorf plenoxels --budgets 30 90
+    python benchmarks/from_scratch.py --to nerf --teacher lego-ngp.safetensors --budgets 30 90 --name from-scratch-nerf
 
 Each student is made twice by the command line, at each budget in a run of its own: `pvdconvert train` from the 100
-training pictures of lego, and `pvdconvert TEACHER --to X` from official weights that were trained on the same pictures.
-Both are judged by `pvdconvert eval` on real test pictures that neither saw. Time is the clock's, the teacher's answers
-included; a budget is what both were given, and the size is each program's own choice. The table goes to
-benchmarks/results/from-scratch.{md,json}, the curves to from-scratch.svg. Needs the real data (PVDCONVERT_DATA or
-../shared/data). Lego is CC-BY-NC: numbers only.
+training pictures of lego, and `pvdconvert TEACHER --to X` from official weights that were trained on the same
+pictures (an MLP, so an MLP student needs another teacher: those weights would only be laid out anew). Both are judged
+by `pvdconvert eval` on real test pictures that neither saw. Time is the clock's, the teacher's answers included; a
+budget is what both were given, and the size is each program's own choice. The table goes to
+benchmarks/results/NAME.{md,json}, the curves to NAME.svg. Needs the real data (PVDCONVERT_DATA or ../shared/data).
+Lego is CC-BY-NC: numbers only.
 """
 
 from __future__ import annotations
@@ -94,7 +96,7 @@ def text(rows: list[dict[str, Any]], teacher: float, given: argparse.Namespace) 
         + markdown(head, body)
         + "\nSeconds to the best dB that training from scratch came to:\n\n"
         + markdown(["student", "dB", "scratch s", "distilled s", "ratio"], times)
-        + "\n![dB over seconds](from-scratch.svg)\n"
+        + f"\n![dB over seconds]({given.name}.svg)\n"
     )
 
 
@@ -106,6 +108,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, default=DATA / "images" / "nerf_synthetic_lego400")
     parser.add_argument("--views", default="r_0,r_48,r_100,r_148")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", default="from-scratch")
     given = parser.parse_args()
     teacher = judge(given.teacher, given, True)["psnr"]
     rows: list[dict[str, Any]] = []
@@ -114,13 +117,13 @@ def main() -> None:
             for budget in given.budgets:
                 rows += [made(way, to, budget, given, Path(folder)) for way in ("scratch", "distilled")]
             # After each student: a long run that is stopped keeps what it had.
-            save("from-scratch", text(rows, teacher, given), {"machine": machine(), "teacher": teacher, "rows": rows})
+            save(given.name, text(rows, teacher, given), {"machine": machine(), "teacher": teacher, "rows": rows})
             lines = {
                 f"{to} {way}": [(r["wall"], r["psnr"]) for r in rows if (r["to"], r["way"]) == (to, way)]
                 for to in dict.fromkeys(r["to"] for r in rows)
                 for way in ("scratch", "distilled")
             }
-            curves(RESULTS / "from-scratch.svg", "seconds", "dB on real test views", lines)
+            curves(RESULTS / f"{given.name}.svg", "seconds", "dB on real test views", lines)
 
 
 if __name__ == "__main__":
