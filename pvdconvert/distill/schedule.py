@@ -20,9 +20,10 @@ WARMUP = 12
 FINAL = 0.02
 """The learning rate at the end, as a share of its peak."""
 
-PATIENCE = {Stage.DENSITY: 0.02, Stage.COLOR: 0.005}
-"""These stages end when a fifth of their steps improve the held-out loss by less than this share. Colour's rates fall
-to almost nothing within its stage, and it gains to the end."""
+PATIENCE = {Stage.DENSITY: 0.02}
+"""A stage ends when a fifth of its steps improve the held-out loss by less than this share. Not colour: its rates fall
+within it, and what looks like a plateau at a high rate is none (on lego, stopped at 2200 of 4500 steps, a hash grid had
+34.9 dB instead of 36.1)."""
 
 
 @dataclasses.dataclass(frozen=True)
