@@ -81,17 +81,6 @@ def room_for(bound: int | None, device: torch.device, folder: Path | None, among
     return Room.of(bound - now - STUDENT, folder)
 
 
-LESS, ENOUGH = 0.2, 20.0
-"""Share of a budget, or seconds of a small one, that answers are worth to a student that gradient steps make. On lego,
-170,000 rays instead of 300,000 and 1.4 times the steps: a hash grid 32.1 instead of 31.7 dB, planes 32.6 for 32.4."""
-
-
-def asking_seconds(budget: float, share: float, solved: bool) -> float:
-    """Seconds for asking the teacher: ``share`` of the budget where the student is ``solved`` for in closed form, else
-    less where that is enough."""
-    return share * budget if solved else min(share * budget, max(ENOUGH, LESS * budget))
-
-
 class Asking:
     """Asks ``prepared`` along rays; the same seed and batches give the same store."""
 

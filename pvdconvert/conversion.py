@@ -13,7 +13,7 @@ import torch
 from pvdconvert import __version__, memory, stopwatch
 from pvdconvert import ranks as environment
 from pvdconvert import registry as registries
-from pvdconvert.asking import Asking, Batches, Room, asking_seconds, room_for
+from pvdconvert.asking import Asking, Batches, Room, room_for
 from pvdconvert.distill import methods
 from pvdconvert.distill import resume as resuming
 from pvdconvert.distill.distiller import Distiller, Stopped
@@ -169,9 +169,7 @@ class Conversion:
         asking = Asking(prepared, s.seed, self.progress, self.ranks, self._room())
         fixed = None if self.replay is None else (self.replay.scout, self.replay.labels)
         fixed = fixed if state is None else (state.scout, state.labels)
-        solved = getattr(self.architecture, "solved", False)
-        share = asking_seconds(seconds, 0.05 if dry_run else self.method.labels, solved)
-        store, labels = asking.first(share, fixed)
+        store, labels = asking.first((0.05 if dry_run else self.method.labels) * seconds, fixed)
         report.stages.append(labels)
         cells = visible_cells(store, factor=self._mask_factor(prepared))
         facts = TeacherFacts(

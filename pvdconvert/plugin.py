@@ -260,9 +260,6 @@ class Architecture(Protocol):
 class ArchitectureBase:
     """Defaults for :class:`Architecture`: derive from it and write plan, build, load, save."""
 
-    solved: bool = False
-    """Whether ``project`` makes most of a student, and gradient steps little: it then has more answers."""
-
     def forward_stage(
         self, field: RadianceField, stage: Stage, x: Tensor, d: Tensor | None, latent: Tensor | None = None
     ) -> Tensor | None:

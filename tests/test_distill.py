@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from pvdconvert.asking import asking_seconds
 from pvdconvert.distill import losses
 from pvdconvert.distill.label import focus, label, visible_cells
 from pvdconvert.distill.schedule import Plateau, Replay, rate
@@ -109,14 +108,6 @@ def test_the_rate_warms_up_and_falls() -> None:
 def test_plateau() -> None:
     watch = Plateau(0.02)
     assert [watch.reached(v) for v in (1.0, 0.5, 0.4, 0.399)] == [False, False, False, True]
-
-
-def test_who_is_made_by_steps_asks_less() -> None:
-    assert asking_seconds(300, 0.35, solved=True) == pytest.approx(105)
-    assert asking_seconds(300, 0.35, solved=False) == pytest.approx(60)
-    assert asking_seconds(60, 0.35, solved=False) == pytest.approx(20)
-    assert asking_seconds(10, 0.35, solved=False) == pytest.approx(3.5)
-    assert asking_seconds(300, 0.05, solved=False) == pytest.approx(15)  # the paper's methods ask as they go
 
 
 def test_replay_survives_its_text() -> None:

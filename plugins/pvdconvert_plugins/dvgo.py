@@ -44,8 +44,6 @@ HEAD_SAMPLES = 1 << 17
 class Dvgo(ArchitectureBase):
     """The architecture ``dvgo``."""
 
-    solved = True
-
     def plan(self, facts: TeacherFacts, budget: Budget, limits: Limits, overrides: Mapping[str, Any]) -> Config:
         """Resolution by preset over the occupied box; for ``max_mb`` features are halved, then the lattice shrinks."""
         for key, value in overrides.items():

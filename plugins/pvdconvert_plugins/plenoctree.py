@@ -36,8 +36,6 @@ OPAQUE = 20.0
 class Plenoctree(ArchitectureBase):
     """The architecture ``plenoctree``."""
 
-    solved = True
-
     def plan(self, facts: TeacherFacts, budget: Budget, limits: Limits, overrides: Mapping[str, Any]) -> Config:
         """Leaves by preset over the occupied box, fewer where the time is short or ``max_mb`` asks for it."""
         for key, value in overrides.items():

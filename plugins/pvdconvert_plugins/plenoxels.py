@@ -44,8 +44,6 @@ PAIRS = 1 << 14
 class Plenoxels(ArchitectureBase):
     """The architecture ``plenoxels``."""
 
-    solved = True
-
     def plan(self, facts: TeacherFacts, budget: Budget, limits: Limits, overrides: Mapping[str, Any]) -> Config:
         return plenoxels_plan.plan(facts, budget, limits, overrides)
 

@@ -102,7 +102,7 @@ class Method:
     name, title  what ``--method`` takes, and one line for help
     code         "module:Class" of the trainer, called with a :class:`Lesson`; imported on first use
     options      dataclass of its options: ``--method name:key=value,...``
-    labels       share of the budget for asking the teacher before the first step, at most
+    labels       share of the budget for asking the teacher before the first step
     projects     the student starts in closed form where its architecture has one
     resumes      what was interrupted can go on
     unbounded    it knows contracted scenes

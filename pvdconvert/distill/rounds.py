@@ -17,7 +17,7 @@ from pvdconvert.errors import UsageError
 from pvdconvert.field import Stage
 from pvdconvert.report import StageReport
 
-LABELS = 0.2
+LABELS = 0.3
 """Share of a round of plain length for asking the teacher: what memory has to hold."""
 
 RAYS = 0.3
