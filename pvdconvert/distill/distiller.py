@@ -269,10 +269,7 @@ class Distiller:
 
     @torch.no_grad()
     def _held_loss(self, stage: Stage) -> float:
-        if stage is Stage.FEATURES:
-            return float("nan")
-        held = self.held[self.store.colored[self.held]] if stage is Stage.COLOR else self.held[:0]
-        return float(self._volume_loss(stage, (held, self.held)))
+        return float(self._volume_loss(stage, (self.held[:0], self.held)))
 
     # -- the run ---------------------------------------------------------------------------------------------------
 
