@@ -23,7 +23,7 @@ from pvdconvert.registry import default
 from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.scene import Box, RaySpace, Scene
 from pvdconvert_plugins.tensorf import Tensorf
-from pvdconvert_plugins.tensorf_field import TensorfField, warped_directions
+from pvdconvert_plugins.tensorf_field import TensorfField, TensorialField, warped_directions
 from pvdconvert_plugins.tensorf_spec import TensorfOptions, megabytes, parse
 
 SCENE = Scene(Box((-1.0, -1.2, -0.8), (1.0, 1.0, 1.1)))
@@ -396,6 +396,12 @@ def painted(x: Tensor) -> Tensor:
     return torch.sigmoid(torch.stack([3 * x[:, 0], 2 * x[:, 1] - x[:, 2], 4 * torch.sin(3 * x[:, 2] + x[:, 0])], -1))
 
 
+@torch.no_grad()
+def color_error(field: TensorialField, store: Store) -> float:
+    """Root mean square error of the colours of a store's own samples."""
+    return float((field.color(store.x, store.d[:, None])[:, 0] - store.rgb).square().mean().sqrt())
+
+
 def store_of(student: TensorfField, cost: float) -> Store:
     """Answers of the ball at random points near its surface, each on a ray of its own."""
     teacher = FunctionField(sphere, lambda x, d: painted(x))
@@ -459,15 +465,10 @@ def test_colour_is_projected_too(head: Config) -> None:
     overrides = {"resolution": 32, "box": SCENE.box.to_json(), "color_ranks": [13, 12, 12], **head}
     field = plugin.build(plugin.plan(FACTS, Budget(), Limits(), overrides), SCENE, 0)
     store = store_of(field, 1e3)
-
-    def rms() -> float:
-        with torch.no_grad():
-            return float((field.color(store.x, store.d[:, None])[:, 0] - store.rgb).square().mean().sqrt())
-
-    before, line = rms(), plugin.project(field, store, 20.0)
+    before, line = color_error(field, store), plugin.project(field, store, 20.0)
     assert line is not None
     assert "colour by" in line
-    assert rms() < min(0.03, 0.2 * before)
+    assert color_error(field, store) < min(0.03, 0.2 * before)
 
 
 def test_too_few_products_are_left_alone() -> None:

@@ -147,11 +147,6 @@ def sphere(x: Tensor) -> Tensor:
     return 40.0 * torch.sigmoid((0.5 - x.norm(dim=-1)) * 60.0)
 
 
-def painted(x: Tensor) -> Tensor:
-    """A colour for each place, of far more than one product of three lines."""
-    return torch.sigmoid(torch.stack([3 * x[:, 0], 2 * x[:, 1] - x[:, 2], 4 * torch.sin(3 * x[:, 2] + x[:, 0])], -1))
-
-
 def store_of(cost: float, count: int = 40000) -> Store:
     """Answers of the ball at random points near its surface, each on a ray of its own."""
     teacher = FunctionField(sphere, lambda x, d: painted(x))
@@ -200,15 +195,10 @@ def test_colour_is_projected_too() -> None:
     overrides = {"resolution": 32, "box": SCENE.box.to_json(), "color_rank": 97, "density_rank": 16}
     field = plugin.build(plugin.plan(FACTS, Budget(), Limits(), overrides), SCENE, 0)
     store = store_of(1e3)
-
-    def rms() -> float:
-        with torch.no_grad():
-            return float((field.color(store.x, store.d[:, None])[:, 0] - store.rgb).square().mean().sqrt())
-
-    before, line = rms(), plugin.project(field, store, 20.0)
+    before, line = color_error(field, store), plugin.project(field, store, 20.0)
     assert line is not None
     assert "colour by" in line
-    assert rms() < min(0.04, 0.25 * before)
+    assert color_error(field, store) < min(0.04, 0.25 * before)
 
 
 def test_projection_of_nothing_is_none() -> None:
