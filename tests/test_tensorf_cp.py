@@ -20,6 +20,7 @@ from pvdconvert.scene import Box, Scene
 from pvdconvert_plugins.tensorf_cp import TensorfCp
 from pvdconvert_plugins.tensorf_cp_field import TensorfCpField
 from pvdconvert_plugins.tensorf_cp_spec import TensorfCpOptions, megabytes, parse
+from tests.test_tensorf import color_error, painted
 
 SCENE = Scene(Box((-1.0, -1.2, -0.8), (1.0, 1.0, 1.1)))
 FACTS = TeacherFacts(SCENE, Box((-0.5, -0.6, -0.4), (0.6, 0.7, 1.0)), 1000, 500, 0.02)
