@@ -238,7 +238,7 @@ def test_the_gradient_is_that_of_the_pixels() -> None:
     assert float(loss.detach()) == pytest.approx(error**2, rel=1e-4)
     assert float(field.g.grad) == pytest.approx(2 * error * (1 - left), rel=1e-3)  # type: ignore[arg-type]
     assert float(field.s.grad) == pytest.approx(2 * error * 0.6 * 2 * left, rel=1e-3)  # type: ignore[arg-type]
-    assert float(weight.sum()) == pytest.approx(1 - left, rel=1e-4)
+    assert float(weight.detach().sum()) == pytest.approx(1 - left, rel=1e-4)
 
 
 def ray(t1: float = 4.0) -> Segments:
