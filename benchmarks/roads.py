@@ -95,10 +95,11 @@ def fern(folder: Path, given: argparse.Namespace) -> list[Row]:
 
 def krrish94(folder: Path, given: argparse.Namespace) -> list[Row]:
     teacher, dataset = DATA / "checkpoints/krrish94-fern", DATA / "images/llff_fern"
-    rows = [judged("krrish94", "fern's own weights", teacher, dataset, None)]
+    warp = [word for pair in ("width=504", "height=378", "focal=407.5") for word in ("--extra", pair)]
+    rows = [judged("krrish94", "fern's own weights", teacher, dataset, None, *warp)]
     for to in ("ngp", "tensorf"):
         out = folder / f"krrish94-{to}.safetensors"
-        made = cli(teacher, "--to", to, "-o", out, "--budget", given.budget, "--force")
+        made = cli(teacher, "--to", to, "-o", out, "--budget", given.budget, "--force", *warp)
         rows.append(judged("krrish94", f"nerf -> {to}", out, dataset, made, "--pixel-offset", "0"))
     return rows
 
