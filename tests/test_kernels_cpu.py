@@ -106,6 +106,6 @@ def test_compiling_belongs_to_no_budget() -> None:
     cpu.share(kernel, 8, out)
     assert (out == 3.0).all()
     compiled = spent.excused()
-    assert 0.5 * spent.seconds() < compiled < spent.seconds()  # the inner one is not counted twice
+    assert 0.2 * spent.seconds() < compiled < spent.seconds()  # the inner one is not counted twice
     cpu.share(kernel, 8, out)
     assert spent.excused() == compiled
