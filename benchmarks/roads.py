@@ -26,6 +26,8 @@ from tables import cli, machine, markdown, on, save
 HERE = Path(__file__).resolve().parent
 DATA = Path(os.environ.get("PVDCONVERT_DATA", HERE.parent.parent / "shared" / "data"))
 SAMPLE = HERE.parent / "examples" / "ngp.ckpt"
+PREFIX = {"train": 0, "val": 1, "test": 2}
+"""What NSVF's files of a split begin with."""
 Row = dict[str, Any]
 
 
@@ -47,7 +49,7 @@ def pictures(folder: Path, splits: dict[str, int], size: int) -> Path:
         for n, camera in enumerate(sphere_cameras(ready.box, count, size, number)):
             c2w = np.eye(4)
             c2w[:3] = np.asarray(camera.c2w) * (1, -1, -1, 1)
-            stem = f"{ ({'train': 0, 'val': 1, 'test': 2}[split]) }_{split}_{n:04d}"
+            stem = f"{PREFIX[split]}_{split}_{n:04d}"
             np.savetxt(folder / "pose" / f"{stem}.txt", c2w)
             image = render_camera(ready.field, loaded.scene, camera, ready.occupancy, ready.step)
             Image.fromarray(to_uint8(image.rgb)).save(folder / "rgb" / f"{stem}.png")

@@ -14,6 +14,7 @@ from pvdconvert import registry
 from pvdconvert.distill.distortion import distortion
 from pvdconvert.distill.sampling import in_cells, segments
 from pvdconvert.kernels.composite import render_weights
+from pvdconvert.plugin import ArchitectureBase
 from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.scene import Box, RaySpace, Scene
 
@@ -76,6 +77,7 @@ def test_who_asks_for_it() -> None:
     """DVGO where rays have far to go; nobody else among the built-ins."""
     world, ndc = Scene(box=Box.cube(1)), Scene(box=Box.cube(1), ray_space=RaySpace("ndc", 40, 30, 30.0, 1.0))
     for name in ("dvgo", "ngp", "nerf", "plenoxels"):
-        weigh = registry.default().architecture(name).distortion  # type: ignore[attr-defined]
-        assert weigh(world) == 0.0
-        assert weigh(ndc) == (0.01 if name == "dvgo" else 0.0)
+        code = registry.default().architecture(name)
+        assert isinstance(code, ArchitectureBase)
+        assert code.distortion(world) == 0.0
+        assert code.distortion(ndc) == (0.01 if name == "dvgo" else 0.0)

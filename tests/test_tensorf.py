@@ -471,9 +471,20 @@ def test_colour_is_projected_too(head: Config) -> None:
     assert color_error(field, store) < min(0.03, 0.2 * before)
 
 
-def test_too_few_products_are_left_alone() -> None:
+def test_a_head_of_one_layer_is_not_solved_for() -> None:
     plugin = Tensorf()
-    overrides = {"resolution": 16, "box": SCENE.box.to_json(), "color_ranks": [5, 5, 5]}
+    overrides = {"resolution": 16, "box": SCENE.box.to_json(), "mlp_layers": 1}
+    field = plugin.build(plugin.plan(FACTS, Budget(), Limits(), overrides), SCENE, 0)
+    line = plugin.project(field, store_of(field, 1e3), 5.0)
+    assert line is not None
+    assert "colour by" in line
+    assert "last layer" not in line
+
+
+@pytest.mark.parametrize("few", [{"color_ranks": [5, 5, 5]}, {"color_features": 2}])
+def test_too_few_products_or_features_are_left_alone(few: Config) -> None:
+    plugin = Tensorf()
+    overrides = {"resolution": 16, "box": SCENE.box.to_json(), **few}
     field = plugin.build(plugin.plan(FACTS, Budget(), Limits(), overrides), SCENE, 0)
     before = [p.clone() for p in field.color_grid.parameters()]
     line = plugin.project(field, store_of(field, 1e3), 5.0)

@@ -65,7 +65,7 @@ def project_color(field: TensorialField, store: Store, seconds: float, solver: S
     x, d, rgb, weight = store.colored_samples()
     x01 = field.unit(x)
     keep = ((x01 >= 0) & (x01 <= 1)).all(-1).nonzero().squeeze(1)
-    if o.color_activation != "sigmoid" or min(share) < 1 or not len(keep):
+    if o.color_activation != "sigmoid" or min(share) < 1 or o.color_features < 3 or not len(keep):
         return None
     x, x01, d, weight = x[keep], x01[keep], d[keep], weight[keep]
     inner = rgb[keep].clamp(EDGE, 1 - EDGE)
@@ -85,7 +85,7 @@ def project_color(field: TensorialField, store: Store, seconds: float, solver: S
     solver.assign([torch.cat(factors, -1) for factors in zip(*parts, own)])
     _mix(field, solver.ranks, share)
     how = f"colour by masked least squares over {vertices} vertices of {'x'.join(str(v) for v in shape)}"
-    if field.head is not None:
+    if field.head is not None and len(field.head.layers) > 1:
         carry(field.head)
         last = field.head.layers[-1]
         assert isinstance(last, nn.Linear)
