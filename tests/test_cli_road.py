@@ -29,7 +29,8 @@ def ball(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def write_ball(path: Path, radius: float, color: float = 2.0) -> None:
+def ball_parts(radius: float, color: float = 2.0, scene: Scene | None = None) -> Parts:
+    """A striped ball of ``radius`` as plenoxels, in a box of side 2 over white unless ``scene`` says otherwise."""
     grid = np.stack(np.meshgrid(*[np.arange(SIDE)] * 3, indexing="ij"), -1).reshape(-1, 3)
     x = grid / (SIDE - 1) * 2 - 1
     density = np.log(60.0) - 80.0 * np.maximum(np.linalg.norm(x, axis=1) - radius, 0.0)
@@ -42,8 +43,11 @@ def write_ball(path: Path, radius: float, color: float = 2.0) -> None:
         "sh_data": ArrayTensor(sh),
     }
     config = {"resolution": SIDE, "bands": 1, "shape": [SIDE] * 3}
-    scene = Scene(Box.cube(1.0), background=(1.0, 1.0, 1.0))
-    default().format("pvdconvert").write(Parts("plenoxels", config, tensors, scene), path)
+    return Parts("plenoxels", config, tensors, scene or Scene(Box.cube(1.0), background=(1.0, 1.0, 1.0)))
+
+
+def write_ball(path: Path, radius: float, color: float = 2.0) -> None:
+    default().format("pvdconvert").write(ball_parts(radius, color), path)
 
 
 def cli(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
