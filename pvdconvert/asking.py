@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pvdconvert import memory, stopwatch
-from pvdconvert.distill.label import SIDES, focus, label, merge, visible_cells
+from pvdconvert.distill.label import SIDES, focus, label, latest, merge, visible_cells
 from pvdconvert.distill.scratch import IN_MEMORY, Scratch
 from pvdconvert.distill.store import Store
 from pvdconvert.prepare import Prepared
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pvdconvert.distill.parallel import Ranks
 
 MAX_SAMPLES = 14_000_000
+HELD = 4
+"""Stores of that size that later rounds may add up to, where memory has room for them."""
 FEWEST_SAMPLES = 500_000
 SCOUT_SHARE = 0.2
 
@@ -43,9 +45,14 @@ Batches = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Room:
-    """What a store may take: so many samples, in memory or mapped from files in a folder."""
+    """What a store may take: so many samples, in memory or mapped from files in a folder.
+
+    ``held``: to how many samples later rounds may add; a multiple of the former, for a result that does not hang on how
+    much memory happens to be free.
+    """
 
     samples: int = MAX_SAMPLES
+    held: int = HELD * MAX_SAMPLES
     scratch: Scratch = IN_MEMORY
     candidates: int = CANDIDATES
 
@@ -54,12 +61,14 @@ class Room:
         """For ``left`` bytes of memory. ``folder`` None: mapping is out of the question."""
         candidates = max(1 << 18, min(CANDIDATES, left // 8 // CANDIDATE))
         if left >= MAX_SAMPLES * BYTES or folder is None:
-            return cls(max(FEWEST_SAMPLES, min(MAX_SAMPLES, left // BYTES)), IN_MEMORY, candidates)
+            samples = max(FEWEST_SAMPLES, min(MAX_SAMPLES, left // BYTES))
+            return cls(samples, samples * max(1, min(HELD, left // BYTES // samples)), IN_MEMORY, candidates)
         disk = shutil.disk_usage(folder).free // 2 // BYTES
         samples = min(MAX_SAMPLES, left // MAPPED, disk)
         if samples <= left // BYTES:  # the disk is no help
-            return cls(max(FEWEST_SAMPLES, left // BYTES), IN_MEMORY, candidates)
-        return cls(max(FEWEST_SAMPLES, samples), Scratch(folder), candidates)
+            samples, folder = left // BYTES, None
+        samples = max(FEWEST_SAMPLES, samples)
+        return cls(samples, samples, IN_MEMORY if folder is None else Scratch(folder), candidates)
 
     def __str__(self) -> str:
         where = "" if self.scratch.folder is None else ", mapped from files"
@@ -112,11 +121,15 @@ class Asking:
         note = f"{store.rays} rays with {len(store)} samples, {len(store.many)} of them seen from {SIDES} sides more"
         return store, StageReport("labels", asked, asked, stopwatch.now() - clock, note=note)
 
-    def more(self, seconds: float, batches: int | None, first: int) -> tuple[Store, int]:
-        """New answers from batch ``first`` on, focused: (store, batches asked)."""
+    def more(self, seconds: float, batches: int | None, first: int, held: Store) -> tuple[Store, int]:
+        """New answers from batch ``first`` on, focused, behind as many of the latest of ``held`` as there is room for:
+        (store, batches asked). Empties ``held``."""
         self.progress.stage("labels", seconds)
         store, done = self._trace(self.shell, seconds, self.room.samples, batches, first)
-        return self.focus(store, seed=self.seed + first), done
+        store = self.focus(store, seed=self.seed + first)
+        kept = latest(held, self.room.held - len(store))
+        held.clear()
+        return merge(kept, store, self.room.scratch), done
 
     def aim(self, cells: Occupancy, around: Box | None) -> None:
         """What :meth:`focus` keeps from now on: ``cells``, and free points in ``around`` for a student without mask."""

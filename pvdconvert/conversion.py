@@ -32,7 +32,7 @@ from pvdconvert.progress import Progress
 from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.report import Report, StageReport
 from pvdconvert.scene import Scene
-from pvdconvert.settings import BEST_CYCLE, BEST_CYCLES, BEST_GAIN, Settings, rehearse
+from pvdconvert.settings import BEST_GAIN, BEST_ROUND, BEST_ROUNDS, Settings, rehearse
 from pvdconvert.transcode import obstacle, refused, transcode
 from pvdconvert.writing import byte_count, check_target, write_checked
 
@@ -326,12 +326,12 @@ class Conversion:
             named = {name: (run, planned) for name, run, planned in self.replay.stages}
             distiller.run(0.0, steps=named)
             if isinstance(distiller, Distiller):
-                rounds(distiller, asking.more, first, most=BEST_CYCLES, seconds=0.0, gain=0.0, fixed=named)
+                rounds(distiller, asking.more, first, most=BEST_ROUNDS, seconds=0.0, gain=0.0, fixed=named)
         else:
-            most = self.settings.cycles
+            most = self.settings.rounds
             distiller.run(seconds if isinstance(distiller, Distiller) or not most else math.inf)
             if isinstance(distiller, Distiller):
-                rounds(distiller, asking.more, first, most=most, seconds=BEST_CYCLE, gain=BEST_GAIN)
+                rounds(distiller, asking.more, first, most=most, seconds=BEST_ROUND, gain=BEST_GAIN)
         earlier = [r for r in self.report.stages if r.name not in ("labels", "projection")]
         ran = [(r.name, r.steps, r.planned) for r in [*earlier, *distiller.reports] if r.planned]
         self.report.replay = str(Replay(*asking.batches, tuple(ran)))

@@ -38,7 +38,7 @@ def halves(settings: Settings) -> tuple[Settings, Settings]:
         raise UsageError(f"--replay of a chain has two parts around {SEPARATOR!r}", hint="copy 'replay' from a report")
     # Preset best has no budget: each of the two goes on until nothing moves.
     share = rest = settings.budget
-    if not settings.cycles:
+    if not settings.rounds:
         share = settings.seconds * PROXY_SHARE
         rest = settings.seconds - share
     proxy = dataclasses.replace(

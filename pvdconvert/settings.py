@@ -16,13 +16,14 @@ from pvdconvert.scene import Scene
 PRESETS: dict[str, float | None] = {"fast": 60.0, "balanced": 300.0, "best": None}
 """Seconds that a preset plans for on two cores; None = until nothing moves."""
 
-BEST_CYCLE = 300.0
-"""Seconds of a cycle of preset best; it goes on while a cycle gains."""
+BEST_ROUND = 300.0
+"""Seconds of a round of preset best; rounds come in cycles, and it goes on while a cycle gains."""
 
 BEST_GAIN = 0.1
 """dB that a cycle must gain for another one to follow."""
 
-BEST_CYCLES = 12
+BEST_ROUNDS = 6
+"""Rounds at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +63,12 @@ class Settings:
     @property
     def seconds(self) -> float:
         """Seconds to plan the first pass for."""
-        return self.budget or PRESETS[self.preset] or BEST_CYCLE
+        return self.budget or PRESETS[self.preset] or BEST_ROUND
 
     @property
-    def cycles(self) -> int:
-        """Passes of polishing that may follow while each gains."""
-        return BEST_CYCLES if self.preset == "best" and self.budget is None and self.steps is None else 0
+    def rounds(self) -> int:
+        """Rounds that may follow the first pass, while they gain."""
+        return BEST_ROUNDS if self.preset == "best" and self.budget is None and self.steps is None else 0
 
     def as_budget(self) -> Budget:
         return Budget(self.preset, self.seconds, self.max_mb)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
 from pvdconvert.distill import losses
-from pvdconvert.distill.label import focus, label, visible_cells
+from pvdconvert.distill.label import focus, label, latest, merge, visible_cells
+from pvdconvert.distill.rounds import cycles
 from pvdconvert.distill.schedule import Plateau, Replay, rate
 from pvdconvert.distill.store import Store
 from pvdconvert.distill.views import draw_rays, forward_cameras
@@ -165,6 +167,38 @@ def test_the_inside_of_solids_is_dropped_and_the_student_space_covers_all_weight
     lost = 1.0 - float(focused.weight.sum() / store.weight.sum())
     assert 0.0 <= lost < 1e-3
     assert torch.equal(focused.offsets[1:] - focused.offsets[:-1], torch.bincount(focused.ray_of()))
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.0, 0.3, 1.0, 2.0])
+def test_the_latest_rays_that_there_is_room_for(store: Store, share: float) -> None:
+    focused = focus(store, visible_cells(store), 0)
+    most = int(share * len(focused))
+    kept = latest(focused, most)
+    assert len(kept) <= max(0, most)
+    rays = focused.rays - kept.rays
+    if kept.rays < focused.rays:  # one more ray would not fit
+        assert len(focused) - int(focused.offsets[rays - 1]) > most
+    low = int(focused.offsets[rays])
+    assert torch.equal(kept.x, focused.x[low:])
+    assert torch.equal(kept.d, focused.d[rays:])
+    assert torch.equal(kept.ray_of(), focused.ray_of()[low:] - rays)
+    assert torch.equal(kept.x[kept.many], focused.x[focused.many[len(focused.many) - len(kept.many) :]])
+    assert (
+        len(kept.free_x) == len(kept.free_sigma) == pytest.approx(len(focused.free_x) * len(kept) / len(focused), abs=1)
+    )
+    x, many, count = kept.x.clone(), focused.x[focused.many], len(focused)
+    joined = merge(kept, dataclasses.replace(focused, many=focused.many.clone()))
+    assert len(joined) == count + len(x)
+    assert torch.equal(joined.x[: len(x)], x)
+    assert torch.equal(joined.x[joined.many[len(joined.many) - len(many) :]], many)
+    assert torch.equal(joined.offsets[1:] - joined.offsets[:-1], torch.bincount(joined.ray_of()))
+
+
+@pytest.mark.parametrize(("most", "lengths"), [(0, []), (1, [1]), (2, [2]), (6, [2, 4]), (12, [2, 4, 6])])
+def test_cycles_of_rounds(most: int, lengths: list[int]) -> None:
+    found = list(cycles(most))
+    assert [len(c) for c in found] == lengths
+    assert [k for c in found for k in c] == list(range(1, most + 1))
 
 
 # -- pseudo-views ----------------------------------------------------------------------------------------------------

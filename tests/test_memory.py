@@ -84,6 +84,8 @@ def test_a_store_follows_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (1 << 30) // asking.BYTES < small.samples < MAX_SAMPLES
     assert small.candidates < Room().candidates
     assert "mapped" in str(small)
+    assert small.held == small.samples
+    assert Room.of(5 * MAX_SAMPLES * asking.BYTES // 2, tmp_path).held == 2 * MAX_SAMPLES
     alone = Room.of(1 << 30, None)
     assert alone.scratch is IN_MEMORY
     assert alone.samples == (1 << 30) // asking.BYTES

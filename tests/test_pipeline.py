@@ -70,9 +70,9 @@ def test_the_stages_run_in_the_order_of_the_paper(tmp_path: Path) -> None:
 def test_rounds_of_preset_best_ask_anew_and_replay_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pvdconvert import conversion, settings
 
-    monkeypatch.setattr(settings, "BEST_CYCLE", 2.0)
-    monkeypatch.setattr(settings, "BEST_CYCLES", 2)
-    monkeypatch.setattr(conversion, "BEST_CYCLE", 2.0)
+    monkeypatch.setattr(settings, "BEST_ROUND", 2.0)
+    monkeypatch.setattr(settings, "BEST_ROUNDS", 2)
+    monkeypatch.setattr(conversion, "BEST_ROUND", 2.0)
     monkeypatch.setattr(conversion, "BEST_GAIN", -100.0)
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     first = small("ngp", a, preset="best", steps=None)
@@ -90,9 +90,10 @@ def test_a_student_without_a_tap_says_that_features_were_skipped(tmp_path: Path)
     assert next(s for s in report.stages if s.name == "features").note.startswith("skipped: ")
 
 
-@pytest.mark.parametrize("cut", ["color-1", "rays"])
+@pytest.mark.parametrize("cut", ["color-1", "labels-2", "rays"])
 def test_a_replay_that_ends_within_a_round_is_refused(cut: str) -> None:
-    steps = "labels=1;features=0/0;density=1/1;color=1/1;render=1/1;labels-1=1/1;color-1=1/1;rays=1/1"
+    steps = "labels=1;features=0/0;density=1/1;color=1/1;render=1/1;labels-1=1/1;color-1=1/1"
+    steps += ";labels-2=1/1;color-2=1/1;rays=1/1"
     kept = ";".join(part for part in steps.split(";") if not part.startswith(f"{cut}="))
     with pytest.raises(UsageError, match=f"rounds without '{cut}'"):
         small("ngp", steps=kept)

@@ -71,7 +71,7 @@ def test_the_budget_is_shared_and_only_the_student_meets_the_request() -> None:
     proxy, student = halves(Settings("nerf", budget=100.0, via="ngp", max_mb=2.0, layout="bmild", min_psnr=30.0))
     assert (proxy.to, proxy.budget, proxy.max_mb, proxy.layout, proxy.min_psnr) == ("ngp", 50.0, None, None, None)
     assert (student.to, student.budget, student.max_mb, student.layout) == ("nerf", 50.0, 2.0, "bmild")
-    assert [s.cycles > 0 for s in halves(Settings("nerf", "best", via="ngp"))] == [True, True]
+    assert [s.rounds > 0 for s in halves(Settings("nerf", "best", via="ngp"))] == [True, True]
 
 
 @pytest.mark.slow

@@ -367,13 +367,20 @@ class Distiller:
         self.reports.append(report)
 
     def again(
-        self, name: str, stage: Stage, seconds: float, fixed: tuple[int, int] | None, *, rates: float = 1.0
+        self,
+        name: str,
+        stage: Stage,
+        seconds: float,
+        fixed: tuple[int, int] | None,
+        *,
+        rates: float = 1.0,
+        window: tuple[float, float] = (0.0, 1.0),
     ) -> StageReport:
-        """More of ``stage`` at this share of the peak rates, falling again. Returns its report."""
+        """More of ``stage`` at this share of the peak rates, in this part of their fall. Returns its report."""
         peaks, self.peaks = self.peaks, [p * rates for p in self.peaks]
         try:
             self.position = Position(len(Stage))
-            self._stage(stage, seconds, (0.0, 1.0), fixed)
+            self._stage(stage, seconds, window, fixed)
         finally:
             self.peaks = peaks
         self.reports[-1].name = name

@@ -198,6 +198,27 @@ def merge(a: Store, b: Store, scratch: Scratch = IN_MEMORY) -> Store:
     return dataclasses.replace(a, **joined)
 
 
+def latest(store: Store, samples: int) -> Store:
+    """The last rays of ``store`` with at most ``samples`` samples, and as large a share of its free points: views."""
+    first = min(int(torch.searchsorted(store.offsets, len(store) - samples)), store.rays)
+    low = int(store.offsets[first])
+    sided = int(torch.searchsorted(store.many, low))
+    free = len(store.free_x) - int(len(store.free_x) * (len(store) - low) / max(1, len(store)))
+    per_sample = {n: getattr(store, n)[low:] for n in ("x", "t", "dt", "sigma", "weight", "rgb", "colored")}
+    per_ray = {n: getattr(store, n)[first:] for n in ("d", "ray_rgb", "ray_opacity", "ray_depth")}
+    return dataclasses.replace(
+        store,
+        **per_sample,
+        **per_ray,
+        offsets=store.offsets[first:] - low,
+        many=store.many[sided:] - low,
+        many_d=store.many_d[sided:],
+        many_rgb=store.many_rgb[sided:],
+        free_x=store.free_x[free:],
+        free_sigma=store.free_sigma[free:],
+    )
+
+
 def visible_cells(store: Store, *, factor: int = 2, grow: int = 1) -> Occupancy:
     """The cells that some ray saw: occupancy cut ``factor`` times finer, kept where a weight showed, grown by ``grow``.
 

@@ -64,6 +64,13 @@ class Store:
     def rays(self) -> int:
         return int(self.d.shape[0])
 
+    def clear(self) -> None:
+        """Let go of everything it holds; what others hold of it stays."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                setattr(self, field.name, value[:0].clone())
+
     def ray_of(self) -> Tensor:
         """[M] int64: the ray of each sample."""
         counts = self.offsets[1:] - self.offsets[:-1]
