@@ -224,7 +224,8 @@ def fit_color(
     minimised: a weighted fit of the logits, then ``rounds`` Gauss-Newton steps, each kept only if it lowers the error;
     with "shift" (max(value + 0.5, 0)) the problem is linear. ``share``: ridge on the first coefficient and on the
     others, as shares of the mean weight of a vertex: there are more unknowns than answers (lego, 160 vertices across,
-    dB on test views: 29.58 with a 25th of it, 29.69 with a fifth, 29.82). Levels before ``finest`` are only interpolated from that one.
+    dB on test views: 29.58 with a 25th of it, 29.69 with a fifth, 29.82). Levels before ``finest``
+    are only interpolated from that one.
     """
     bands = basis.shape[2]
     shares = rgb.new_tensor([share[0], *[share[1]] * (bands - 1)]).repeat(3)
