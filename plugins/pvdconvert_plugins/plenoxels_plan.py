@@ -12,9 +12,9 @@ from pvdconvert.plugin import Budget, Config, Limits, TeacherFacts
 from pvdconvert.scene import Box
 from pvdconvert_plugins.plenoxels_spec import as_config, checked, plain
 
-PRESETS = {"fast": 144, "balanced": 256, "best": 384}
+PRESETS = {"fast": 144, "balanced": 256, "best": 448}
 SMALLEST = 16
-VERTICES_A_SECOND = 2e4
+VERTICES_A_SECOND = 2.5e4
 """Vertices a second of the whole budget: more could not be projected within its share, nor seen often enough."""
 
 
