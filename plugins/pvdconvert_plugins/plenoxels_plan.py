@@ -16,7 +16,7 @@ PRESETS = {"fast": 144, "balanced": 256, "best": 384}
 SMALLEST = 16
 VERTICES_A_SECOND = 1.2e4
 """Vertices a second of the whole budget: more could not be projected within its share, nor seen often enough (lego at
-preset best, after 17 minutes: 34.9 dB on the quick views with 327 vertices across, 34.7 with 448)."""
+preset best, after two rounds: 34.9 dB on the quick views with 327 vertices across, 34.7 with 448)."""
 
 
 def plan(facts: TeacherFacts, budget: Budget, limits: Limits, overrides: Mapping[str, Any]) -> Config:
