@@ -99,7 +99,7 @@ def krrish94(folder: Path, given: argparse.Namespace) -> list[Row]:
     teacher, dataset = DATA / "checkpoints/krrish94-fern", DATA / "images/llff_fern"
     warp = [word for pair in ("width=504", "height=378", "focal=407.5") for word in ("--extra", pair)]
     rows = [judged("krrish94", "fern's own weights", teacher, dataset, None, *warp)]
-    for to in ("ngp", "tensorf"):
+    for to in ("ngp", "tensorf", "plenoxels"):
         out = folder / f"krrish94-{to}.safetensors"
         made = cli(teacher, "--to", to, "-o", out, "--budget", given.budget, "--force", *warp)
         rows.append(judged("krrish94", f"nerf -> {to}", out, dataset, made, "--pixel-offset", "0"))
