@@ -58,19 +58,27 @@ def _camera_rays(cameras: Sequence[Camera], count: int, rng: np.random.Generator
     return torch.from_numpy(moved.astype(np.float32)), torch.from_numpy(d)
 
 
-def forward_cameras(space: RaySpace, count: int, size: int, seed: int, *, spread: float = 0.25) -> tuple[Camera, ...]:
-    """Forward-facing pseudo-views of an NDC scene: near the origin, looking along -z, ``size`` pixels high.
+SPREAD = (0.45, 0.25, 0.1)
+"""How far forward-facing cameras lie from their mean along x, y, z, as shares of the near plane's distance: those of LLFF's
+fern reach 0.40, 0.13 and 0.06. A student that learned from within 0.25 of the mean has 21.6 dB on fern's test views, whose
+cameras lie outside, and its teacher 24.6."""
 
-    ``spread`` is in units of the near plane's distance (the recentred LLFF convention, layouts 9.2).
-    """
+AIM = (-0.6, 0.6)
+"""Where they look: 4 near distances ahead, at this share of how far they lie from the mean."""
+
+
+def forward_cameras(space: RaySpace, count: int, size: int, seed: int) -> tuple[Camera, ...]:
+    """Forward-facing pseudo-views of an NDC scene: near the origin, looking along -z, ``size`` pixels high (the
+    recentred LLFF convention, layouts 9.2)."""
     rng = np.random.default_rng(seed)
     width, height = space.width or 504.0, space.height or 378.0
     focal, near = space.focal or width, space.near or 1.0
     scale = size / height
     out = []
     for _ in range(count):
-        p = rng.uniform(-spread, spread, size=3) * (near, near, 0.3 * near)
-        m = look_at(p, (p[0] * 0.3, p[1] * 0.3, -4.0 * near), up=(0.0, 1.0, 0.0))
+        p = rng.uniform(-1.0, 1.0, size=3) * np.asarray(SPREAD) * near
+        aim = rng.uniform(*AIM)
+        m = look_at(p, (p[0] * aim, p[1] * aim, -4.0 * near), up=(0.0, 1.0, 0.0))
         w = round(width * scale)
         out.append(
             Camera(w, size, focal * scale, focal * scale, w / 2, size / 2, tuple(tuple(map(float, r)) for r in m))
