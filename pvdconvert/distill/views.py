@@ -59,9 +59,9 @@ def _camera_rays(cameras: Sequence[Camera], count: int, rng: np.random.Generator
 
 
 SPREAD = (0.45, 0.25, 0.1)
-"""How far forward-facing cameras lie from their mean along x, y, z, as shares of the near plane's distance: those of LLFF's
-fern reach 0.40, 0.13 and 0.06. A student that learned from within 0.25 of the mean has 21.6 dB on fern's test views, whose
-cameras lie outside, and its teacher 24.6."""
+"""How far forward-facing cameras lie from their mean along x, y, z, as shares of the near plane's distance: those of
+LLFF's fern reach 0.40, 0.13 and 0.06. A student that learned from within 0.25 of the mean has 21.6 dB on fern's test
+views, whose cameras lie outside, and its teacher 24.6."""
 
 AIM = (-0.6, 0.6)
 """Where they look: 4 near distances ahead, at this share of how far they lie from the mean."""
