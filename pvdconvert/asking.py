@@ -70,6 +70,13 @@ class Room:
         samples = max(FEWEST_SAMPLES, samples)
         return cls(samples, samples, IN_MEMORY if folder is None else Scratch(folder), candidates)
 
+    def told(self, adds: bool) -> str | None:
+        """What a report says of it, ``adds`` if later rounds follow; None where it is as usual."""
+        usual = Room()
+        if self == (usual if adds else dataclasses.replace(usual, held=self.held)):
+            return None
+        return f"memory: {self}" + (f"; {self.held / 1e6:.1f} M with those of later rounds" if adds else "")
+
     def __str__(self) -> str:
         where = "" if self.scratch.folder is None else ", mapped from files"
         return f"{self.samples / 1e6:.1f} M of the teacher's answers at most{where}"

@@ -303,7 +303,8 @@ class Conversion:
     def _room(self) -> Room:
         folder = None if self.out is None else self.out.absolute().parent
         found = room_for(self.settings.max_memory, torch.device(self.device), folder, environment.local()[1])
-        self.report.notes += [] if found == Room() else [f"memory: {found}"]
+        line = found.told(adds=self.settings.preset == "best")
+        self.report.notes += [] if line is None else [line]
         return found
 
     def _trainer(self, lesson: methods.Lesson) -> methods.Trainer:

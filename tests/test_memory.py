@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import mmap
 import os
 from pathlib import Path
@@ -85,7 +86,12 @@ def test_a_store_follows_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert small.candidates < Room().candidates
     assert "mapped" in str(small)
     assert small.held == small.samples
-    assert Room.of(5 * MAX_SAMPLES * asking.BYTES // 2, tmp_path).held == 2 * MAX_SAMPLES
+    half = Room.of(5 * MAX_SAMPLES * asking.BYTES // 2, tmp_path)
+    assert half.held == 2 * MAX_SAMPLES
+    assert Room().told(adds=True) is None
+    assert "28.0 M with those of later rounds" in (dataclasses.replace(Room(), held=half.held).told(adds=True) or "")
+    assert dataclasses.replace(Room(), held=half.held).told(adds=False) is None
+    assert "mapped" in (small.told(adds=False) or "")
     alone = Room.of(1 << 30, None)
     assert alone.scratch is IN_MEMORY
     assert alone.samples == (1 << 30) // asking.BYTES

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvdconvert.distill.store import Store
 from pvdconvert.errors import InputError, RequestError
-from pvdconvert.field import FunctionField, Stage, forward_stage
+from pvdconvert.field import Stage, forward_stage
 from pvdconvert.kernels.planes import AXES, PAIRS
 from pvdconvert.nn.planes import EXP_LIMIT, truncated_exp
 from pvdconvert.nn.sh import sh_basis
@@ -23,7 +22,7 @@ from pvdconvert.registry import default
 from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.scene import Box, RaySpace, Scene
 from pvdconvert_plugins.tensorf import Tensorf
-from pvdconvert_plugins.tensorf_field import TensorfField, TensorialField, warped_directions
+from pvdconvert_plugins.tensorf_field import warped_directions
 from pvdconvert_plugins.tensorf_spec import TensorfOptions, megabytes, parse
 
 SCENE = Scene(Box((-1.0, -1.2, -0.8), (1.0, 1.0, 1.1)))
@@ -384,136 +383,3 @@ def test_every_stage_answers_with_gradients() -> None:
         torch.autograd.grad(out.sum(), list(field.parameters()), allow_unused=True)
     names = {id(p) for group in Tensorf().param_groups(field) for p in group["params"]}
     assert names == {id(p) for p in field.parameters()}
-
-
-def sphere(x: Tensor) -> Tensor:
-    """A soft ball of radius 0.5 and density 40."""
-    return 40.0 * torch.sigmoid((0.5 - x.norm(dim=-1)) * 60.0)
-
-
-def painted(x: Tensor) -> Tensor:
-    """A colour for each place, of far more than one product of a plane and a line."""
-    return torch.sigmoid(torch.stack([3 * x[:, 0], 2 * x[:, 1] - x[:, 2], 4 * torch.sin(3 * x[:, 2] + x[:, 0])], -1))
-
-
-@torch.no_grad()
-def color_error(field: TensorialField, store: Store) -> float:
-    """Root mean square error of the colours of a store's own samples."""
-    return float((field.color(store.x, store.d[:, None])[:, 0] - store.rgb).square().mean().sqrt())
-
-
-def store_of(student: TensorfField, cost: float) -> Store:
-    """Answers of the ball at random points near its surface, each on a ray of its own."""
-    teacher = FunctionField(sphere, lambda x, d: painted(x))
-    teacher.flops_per_point = cost
-    g = torch.Generator().manual_seed(0)
-    x = F.normalize(torch.randn(40000, 3, generator=g), dim=-1) * (0.3 + 0.35 * torch.rand(40000, 1, generator=g))
-    occupancy = Occupancy(torch.tensor([-1.0, -1.2, -0.8]), 0.1, torch.ones(20, 22, 19, dtype=torch.uint8))
-    none = torch.empty(0)
-    return Store(
-        scene=SCENE,
-        occupancy=occupancy,
-        step=0.01,
-        x=x,
-        t=torch.zeros(len(x)),
-        dt=torch.full((len(x),), 0.01),
-        sigma=sphere(x),
-        weight=torch.ones(len(x)),
-        rgb=painted(x),
-        colored=torch.ones(len(x), dtype=torch.bool),
-        d=F.normalize(torch.randn(len(x), 3, generator=g), dim=-1),
-        offsets=torch.arange(len(x) + 1),
-        ray_rgb=painted(x),
-        ray_opacity=torch.ones(len(x)),
-        ray_depth=torch.ones(len(x)),
-        free_x=torch.empty(0, 3),
-        free_sigma=none,
-        teacher=teacher,
-    )
-
-
-def alpha_error(field: TensorfField) -> float:
-    """Root mean square error of the opacity over a length of 0.02, near the ball's surface."""
-    g = torch.Generator().manual_seed(9)
-    x = F.normalize(torch.randn(5000, 3, generator=g), dim=-1) * (0.4 + 0.2 * torch.rand(5000, 1, generator=g))
-    with torch.no_grad():
-        error = torch.exp(-0.02 * field.density(x)) - torch.exp(-0.02 * sphere(x))
-    return float(error.square().mean().sqrt())
-
-
-@pytest.mark.parametrize(("cost", "words"), [(1e3, "asked"), (1e12, "spread")])
-@pytest.mark.parametrize("activation", ["exp", "softplus", "relu"])
-def test_projection_starts_near_the_teacher(cost: float, words: str, activation: str) -> None:
-    plugin = Tensorf()
-    overrides = {"resolution": 48, "box": SCENE.box.to_json(), "density_activation": activation}
-    config = plugin.plan(FACTS, Budget(), Limits(), {**overrides, "density_scale": 25.0})
-    runs = []
-    for _ in range(2):
-        field = plugin.build(config, SCENE, 0)
-        before = alpha_error(field)
-        line = plugin.project(field, store_of(field, cost), 10.0)
-        assert line is not None
-        assert words in line
-        assert alpha_error(field) < (0.1 if words == "asked" else 0.2) * before
-        runs.append(field.density_grid.planes[0])
-    assert torch.equal(runs[0], runs[1])
-
-
-@pytest.mark.parametrize("head", [{}, {"mlp_bias": False}, {"shading": "sh"}, {"shading": "rgb", "color_features": 3}])
-def test_colour_is_projected_too(head: Config) -> None:
-    plugin = Tensorf()
-    overrides = {"resolution": 32, "box": SCENE.box.to_json(), "color_ranks": [13, 12, 12], **head}
-    field = plugin.build(plugin.plan(FACTS, Budget(), Limits(), overrides), SCENE, 0)
-    store = store_of(field, 1e3)
-    before, line = color_error(field, store), plugin.project(field, store, 20.0)
-    assert line is not None
-    assert "colour by" in line
-    assert color_error(field, store) < min(0.03, 0.2 * before)
-
-
-def test_a_head_of_one_layer_is_not_solved_for() -> None:
-    plugin = Tensorf()
-    overrides = {"resolution": 16, "box": SCENE.box.to_json(), "mlp_layers": 1}
-    field = plugin.build(plugin.plan(FACTS, Budget(), Limits(), overrides), SCENE, 0)
-    line = plugin.project(field, store_of(field, 1e3), 5.0)
-    assert line is not None
-    assert "colour by" in line
-    assert "last layer" not in line
-
-
-@pytest.mark.parametrize("few", [{"color_ranks": [5, 5, 5]}, {"color_features": 2}])
-def test_too_few_products_or_features_are_left_alone(few: Config) -> None:
-    plugin = Tensorf()
-    overrides = {"resolution": 16, "box": SCENE.box.to_json(), **few}
-    field = plugin.build(plugin.plan(FACTS, Budget(), Limits(), overrides), SCENE, 0)
-    before = [p.clone() for p in field.color_grid.parameters()]
-    line = plugin.project(field, store_of(field, 1e3), 5.0)
-    assert line is not None
-    assert "colour" not in line
-    assert all(torch.equal(a, b) for a, b in zip(before, field.color_grid.parameters()))
-
-
-def test_projection_of_nothing_is_none() -> None:
-    plugin = Tensorf()
-    box = {"min": [0.9, 0.9, 0.9], "max": [1.0, 1.0, 1.0]}
-    field = plugin.build({**SMALL, "box": box}, SCENE, 0)
-    assert plugin.project(field, store_of(field, 1e3), 1.0) is None
-
-
-def test_a_hundred_steps_fit_a_ball() -> None:
-    plugin = Tensorf()
-    config = plugin.plan(FACTS, Budget(), Limits(), {"resolution": 40, "box": SCENE.box.to_json()})
-    field = plugin.build(config, SCENE, 0)
-    optimizer = torch.optim.Adam(plugin.param_groups(field)[:1], betas=(0.9, 0.99))
-    g = torch.Generator().manual_seed(0)
-    before = alpha_error(field)
-    for _ in range(100):
-        x = F.normalize(torch.randn(2000, 3, generator=g), dim=-1) * (0.3 + 0.3 * torch.rand(2000, 1, generator=g))
-        target = sphere(x)
-        sigma = field.density(field.encode(x))
-        loss = (torch.exp(-0.02 * sigma) - torch.exp(-0.02 * target)).square().mean()
-        loss = loss + 0.05 * F.huber_loss(sigma.add(1e-3).log(), target.add(1e-3).log())
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    assert alpha_error(field) < 0.15 * before

@@ -10,17 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvdconvert.distill.store import Store
 from pvdconvert.errors import InputError, RequestError
-from pvdconvert.field import FunctionField
 from pvdconvert.plugin import Budget, Config, Limits, TeacherFacts, option_help
 from pvdconvert.registry import default
-from pvdconvert.render.occupancy import Occupancy
 from pvdconvert.scene import Box, Scene
 from pvdconvert_plugins.tensorf_cp import TensorfCp
-from pvdconvert_plugins.tensorf_cp_field import TensorfCpField
 from pvdconvert_plugins.tensorf_cp_spec import TensorfCpOptions, megabytes, parse
-from tests.test_tensorf import color_error, painted
 
 SCENE = Scene(Box((-1.0, -1.2, -0.8), (1.0, 1.0, 1.1)))
 FACTS = TeacherFacts(SCENE, Box((-0.5, -0.6, -0.4), (0.6, 0.7, 1.0)), 1000, 500, 0.02)
@@ -141,68 +136,3 @@ def test_upsampling_keeps_the_field() -> None:
     config, tensors = TensorfCp().save(field)
     assert config["resolution"] == [17, 15, 13]
     assert tensors["density_line.0"].shape == (1, 5, 13, 1)
-
-
-def sphere(x: Tensor) -> Tensor:
-    """A soft ball of radius 0.5 and density 40."""
-    return 40.0 * torch.sigmoid((0.5 - x.norm(dim=-1)) * 60.0)
-
-
-def store_of(cost: float, count: int = 40000) -> Store:
-    """Answers of the ball at random points near its surface, each on a ray of its own."""
-    teacher = FunctionField(sphere, lambda x, d: painted(x))
-    teacher.flops_per_point = cost
-    g = torch.Generator().manual_seed(0)
-    x = F.normalize(torch.randn(count, 3, generator=g), dim=-1) * (0.3 + 0.35 * torch.rand(count, 1, generator=g))
-    occupancy = Occupancy(torch.tensor([-1.0, -1.2, -0.8]), 0.1, torch.ones(20, 22, 19, dtype=torch.uint8))
-    none, row, rgb = torch.empty(0), torch.empty(0, 3), painted(x)
-    ones, d = torch.ones(count), F.normalize(torch.randn(count, 3, generator=g), dim=-1)
-    return Store(
-        scene=SCENE, occupancy=occupancy, step=0.01, x=x, t=0 * ones, dt=0.01 * ones, sigma=sphere(x), weight=ones,
-        rgb=rgb, colored=ones.bool(), d=d, offsets=torch.arange(count + 1), ray_rgb=rgb,
-        ray_opacity=ones, ray_depth=ones, free_x=row, free_sigma=none, teacher=teacher,
-    )  # fmt: skip
-
-
-def alpha_error(field: TensorfCpField) -> float:
-    """Root mean square error of the opacity over a length of 0.02, near the ball's surface."""
-    g = torch.Generator().manual_seed(9)
-    x = F.normalize(torch.randn(5000, 3, generator=g), dim=-1) * (0.4 + 0.2 * torch.rand(5000, 1, generator=g))
-    with torch.no_grad():
-        error = torch.exp(-0.02 * field.density(x)) - torch.exp(-0.02 * sphere(x))
-    return float(error.square().mean().sqrt())
-
-
-@pytest.mark.parametrize(("cost", "words"), [(1e3, "asked"), (1e12, "spread")])
-@pytest.mark.parametrize("activation", ["exp", "softplus"])
-def test_projection_starts_near_the_teacher(cost: float, words: str, activation: str) -> None:
-    plugin = TensorfCp()
-    overrides = {"resolution": 48, "density_rank": 32, "box": SCENE.box.to_json(), "density_activation": activation}
-    config = plugin.plan(FACTS, Budget(), Limits(), {**overrides, "density_scale": 25.0})
-    runs = []
-    for _ in range(2):
-        field = plugin.build(config, SCENE, 0)
-        before = alpha_error(field)
-        line = plugin.project(field, store_of(cost), 10.0)
-        assert line is not None
-        assert words in line
-        assert alpha_error(field) < (0.15 if words == "asked" else 0.25) * before
-        runs.append(field.density_grid.lines[0])
-    assert torch.equal(runs[0], runs[1])
-
-
-def test_colour_is_projected_too() -> None:
-    plugin = TensorfCp()
-    overrides = {"resolution": 32, "box": SCENE.box.to_json(), "color_rank": 97, "density_rank": 16}
-    field = plugin.build(plugin.plan(FACTS, Budget(), Limits(), overrides), SCENE, 0)
-    store = store_of(1e3)
-    before, line = color_error(field, store), plugin.project(field, store, 20.0)
-    assert line is not None
-    assert "colour by" in line
-    assert color_error(field, store) < min(0.04, 0.25 * before)
-
-
-def test_projection_of_nothing_is_none() -> None:
-    plugin = TensorfCp()
-    field = plugin.build({**SMALL, "box": {"min": [0.9, 0.9, 0.9], "max": [1.0, 1.0, 1.0]}}, SCENE, 0)
-    assert plugin.project(field, store_of(1e3), 1.0) is None
