@@ -65,7 +65,7 @@ def told(plugin: Tensorf | TensorfCp, field: TensorialField, store: Store, secon
 
 def factors(field: TensorialField, grid: str) -> list[Tensor]:
     """The planes and lines of a grid."""
-    found = [p for name, p in field.named_parameters() if name.startswith(f"{grid}.")]
+    found: list[Tensor] = [p for name, p in field.named_parameters() if name.startswith(f"{grid}.")]
     assert found
     return found
 
