@@ -39,6 +39,9 @@ class RadianceField(nn.Module):
     batch_points: int = 1 << 13
     """Points in a step at which this architecture learns fastest."""
 
+    batch_sides: int = 2
+    """Directions in which a step compares the colour of a point; more pay where a direction costs next to nothing."""
+
     mask: Mask | None
     """Cells outside of which density is exactly 0; None = the box alone."""
 

@@ -105,7 +105,7 @@ class Plenoxels(ArchitectureBase):
         rate = 0.1 / (sum(v.cell) / 3) / f.options.density_scale if linear else 5e-2
         return [
             {"params": [v.density], "lr": rate, "name": "density", "sparse_rows": True},
-            {"params": [v.sh], "lr": 2e-2, "name": "sh", "sparse_rows": True},
+            {"params": [v.sh], "lr": 6e-2, "photometric": 2e-2, "name": "sh", "sparse_rows": True},
         ]
 
     def regularizer(self, field: RadianceField, generator: torch.Generator) -> Tensor | None:

@@ -29,6 +29,7 @@ class PlenoxelsField(RadianceField):
     """Density and colour by trilinear interpolation; the latent is the position itself."""
 
     flops_per_point = 100.0
+    batch_sides = 6  # the rows of eight vertices are what costs
 
     def __init__(self, options: PlenoxelsOptions, scene: Scene, seed: int = 0) -> None:
         super().__init__()

@@ -114,12 +114,13 @@ class Distiller:
         return self.colored[torch.searchsorted(self.cumulative, u).clamp_max(len(self.colored) - 1)]
 
     def _from_sides(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices [N] of samples drawn by weight, and d, rgb [N,K,3] of K = 2 of the sides they were asked from."""
+        """Indices [N] of samples drawn by weight, and d, rgb [N,K,3] of K of the sides they were asked from."""
         s = self.store
         u = torch.rand(count, generator=self.generator, dtype=torch.float64).to(self.device) * self.sided[-1]
         at = torch.searchsorted(self.sided, u).clamp_max(len(s.many) - 1)
-        side = int(torch.randint(s.many_d.shape[1] - 1, (1,), generator=self.generator))
-        return s.many[at], s.many_d[at, side : side + 2], s.many_rgb[at, side : side + 2]
+        k = min(self.student.batch_sides, s.many_d.shape[1])
+        low = int(torch.randint(s.many_d.shape[1] - k + 1, (1,), generator=self.generator))
+        return s.many[at], s.many_d[at, low : low + k], s.many_rgb[at, low : low + k]
 
     def _points(self, share: int = 2) -> tuple[Tensor, Tensor]:
         """(by weight, uniform over all samples): indices into the store, batch / ``share`` and batch / 4 of them."""
@@ -293,13 +294,11 @@ class Distiller:
             before += share
             if number < self.position.stage:
                 continue
-            if stage is Stage.FEATURES and self.tap is None:
-                reason = self.prepare_features()
-                if reason:
-                    self.reports.append(StageReport(str(stage), note=f"skipped: {reason}"))
-                    self.progress.note(f"stage features skipped: {reason}")
-                    self.position = Position(number + 1)
-                    continue
+            if stage is Stage.FEATURES and self.tap is None and (reason := self.prepare_features()):
+                self.reports.append(StageReport(str(stage), note=f"skipped: {reason}"))
+                self.progress.note(f"stage features skipped: {reason}")
+                self.position = Position(number + 1)
+                continue
             fixed = None if steps is None else steps.get(str(stage), (0, 0))
             left = max(0.0, seconds - (stopwatch.now() - begin))
             later = sum(SHARES[s] for s in stages[number:])
