@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from pvdconvert import memory, stopwatch
-from pvdconvert.distill.label import SIDES, focus, label, latest, merge, visible_cells
+from pvdconvert.distill.label import SIDED, SIDES, focus, label, latest, merge, visible_cells
 from pvdconvert.distill.scratch import IN_MEMORY, Scratch
+from pvdconvert.distill.seen import Seen
 from pvdconvert.distill.store import Store
 from pvdconvert.prepare import Prepared
 from pvdconvert.progress import Progress
@@ -108,6 +109,7 @@ class Asking:
         self.room = room or Room()
         self.batches: Batches = (0, 0)
         self.cells: Occupancy | None = None
+        self.seen: Seen | None = None
         self.around: Box | None = None
 
     def first(self, seconds: float, fixed: Batches | None = None) -> tuple[Store, StageReport]:
@@ -121,6 +123,8 @@ class Asking:
         few, scouted = self._trace(self.prepared, SCOUT_SHARE * seconds, self.room.samples // 4, scouts, 0)
         self.progress.stage("labels", (1.0 - SCOUT_SHARE) * seconds)
         self.shell = dataclasses.replace(self.prepared, occupancy=visible_cells(few, grow=2))
+        if self.prepared.scene.ray_space.kind != "contracted":
+            self.seen = Seen.of(few, SIDED, self.prepared.occupancy.cell)
         left = seconds - (stopwatch.now() - clock)
         many, asked = self._trace(self.shell, left, self.room.samples - len(few), rest, scouted)
         store = merge(few, many, self.room.scratch)
@@ -166,4 +170,5 @@ class Asking:
             ranks=self.ranks,
             scratch=self.room.scratch,
             candidates=self.room.candidates,
+            seen=self.seen,
         )
