@@ -9,36 +9,23 @@ import pytest
 import torch
 
 from pvdconvert.distill import losses
-from pvdconvert.distill.label import focus, label, latest, merge, visible_cells
+from pvdconvert.distill.label import focus, latest, merge, visible_cells
 from pvdconvert.distill.rounds import cycles
 from pvdconvert.distill.schedule import Plateau, Replay, rate
 from pvdconvert.distill.store import Store
 from pvdconvert.distill.views import draw_rays, forward_cameras
 from pvdconvert.errors import UsageError
 from pvdconvert.prepare import prepare
-from pvdconvert.progress import Silent
 from pvdconvert.render.trace import render_rays
 from pvdconvert.scene import Box, RaySpace, Scene
 from pvdconvert.testing.analytic import AnalyticScene
+from tests.answers import answers
 
 
 @pytest.fixture(scope="module")
 def store() -> Store:
     field = AnalyticScene()
-    prepared = prepare(field, field.scene, seconds=1.0)
-    made, batches = label(
-        field,
-        field.scene,
-        prepared.occupancy,
-        step=0.03,
-        seconds=60.0,
-        max_samples=10**7,
-        batches=2,
-        progress=Silent(),
-        device=torch.device("cpu"),
-    )
-    assert batches == 2
-    return made
+    return answers(prepare(field, field.scene, seconds=1.0).occupancy, 2)
 
 
 # -- density, with the paper's special care ----------------------------------------------------------------------
@@ -139,18 +126,7 @@ def test_the_store_holds_what_the_teacher_renders(store: Store) -> None:
 
 
 def test_labels_are_bit_equal_and_more_batches_only_append(store: Store) -> None:
-    field = AnalyticScene()
-    again, _ = label(
-        field,
-        field.scene,
-        store.occupancy,
-        step=0.03,
-        seconds=60.0,
-        max_samples=10**7,
-        batches=1,
-        progress=Silent(),
-        device=torch.device("cpu"),
-    )
+    again = answers(store.occupancy, 1)
     n = len(again)
     assert 0 < n < len(store)
     assert torch.equal(again.x, store.x[:n])

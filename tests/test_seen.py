@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from pvdconvert.distill.label import SIDED, SIDES, label
+from pvdconvert.distill.distiller import Distiller
+from pvdconvert.distill.label import SIDED, SIDES
 from pvdconvert.distill.seen import FEWEST, MOST, Seen
 from pvdconvert.prepare import prepare
 from pvdconvert.progress import Silent
 from pvdconvert.testing.analytic import AnalyticScene
+from pvdconvert.testing.subject import Subject
+from tests.answers import answers
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -55,22 +59,9 @@ def test_labels_ask_from_where_places_show() -> None:
     """With it, few colours are asked through what lies before a point."""
     field = AnalyticScene()
     prepared = prepare(field, field.scene, seconds=1.0)
-    device = torch.device("cpu")
 
     def asked(first: int, seen: Seen | None) -> tuple[float, Seen]:
-        store, _ = label(
-            field,
-            field.scene,
-            prepared.occupancy,
-            step=0.03,
-            seconds=60.0,
-            max_samples=10**7,
-            batches=2,
-            first=first,
-            progress=Silent(),
-            device=device,
-            seen=seen,
-        )
+        store = answers(prepared.occupancy, 2, first=first, seen=seen)
         assert store.many_d.shape[1] == SIDES
         x, d = store.x[store.many[:2000]], store.many_d[:2000]
         back = x[:, None, None] - d[:, :, None] * torch.linspace(0.005, 1.995, 200)[:, None]
@@ -81,3 +72,17 @@ def test_labels_ask_from_where_places_show() -> None:
     after, _ = asked(2, seen)
     assert before > 0.1
     assert after < 0.7 * before, (before, after)
+
+
+@pytest.mark.parametrize(("wanted", "compared"), [(2, 2), (SIDES, SIDES), (SIDES + 3, SIDES)])
+def test_a_step_compares_as_many_directions_as_a_student_asks_for(wanted: int, compared: int) -> None:
+    """Those of one sample, each with its own colour; no more than were asked."""
+    field, subject = AnalyticScene(), Subject("plenoxels")
+    store = answers(prepare(field, field.scene, seconds=1.0).occupancy, 1)
+    student = subject.fresh()
+    student.batch_sides = wanted
+    distiller = Distiller(subject.code, student, store, seed=0, progress=Silent(), evaluate=lambda: 0.0)
+    many, d, rgb = distiller._from_sides(50)
+    assert d.shape == rgb.shape == (50, compared, 3)
+    x = store.x[many]
+    assert torch.allclose(field.color(x, d), rgb, atol=1e-5)
