@@ -23,6 +23,9 @@ RUNS = 4
 GRAIN = 64
 """Rays that are worth a thread."""
 
+SLOW = 0.25
+"""Cells a step below which it pays to reckon where an empty cell ends; above, the next sample is looked at sooner."""
+
 # No fastmath: lattice points must round as in the truth, and infinities are part of the walk.
 
 
@@ -39,15 +42,18 @@ def _clip(a: Any, b: Any, n: Any, t0: Any, t1: Any) -> Any:
 
 
 @numba.njit(error_model="numpy", nogil=True, cache=True)
-def _inverse(b: Any) -> Any:
-    """1 / b; a ray that never leaves a slab leaves it at infinity."""
-    return 1.0 / np.float64(b) if b != 0.0 else math.inf
+def _axis(a: Any, b: Any) -> Any:
+    """(rate, shift, side): the ray a + t b leaves cells [low, low + size] at (low + side * size) * rate + shift."""
+    if b == 0.0:
+        return 0.0, math.inf, 0  # never
+    rate = 1.0 / np.float64(b)
+    return rate, -np.float64(a) * rate, np.int64(rate > 0.0)
 
 
 @numba.njit(error_model="numpy", nogil=True, cache=True)
-def _leave(a: Any, inverse: Any, low: Any, size: Any) -> Any:
-    """Where the ray leaves [low, low + size] of one axis."""
-    return (low + (size if inverse > 0.0 else 0) - a) * inverse if inverse < math.inf else math.inf
+def _cell(a: Any, b: Any, t: Any) -> Any:
+    """The cell of the point at ``t``, unsigned: below 0 it is a number beyond any grid, and an index needs no check."""
+    return np.uint64(np.int64(np.floor(a + t * b)))
 
 
 def _blocks(grid: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -83,18 +89,19 @@ def _march(
 
     Second pass: the samples, to out[offsets[r]:offsets[r + 1]]. Only rays with more runs are walked again, behind them.
     """
-    nx, ny, nz = grid.shape
+    nx, ny, nz = np.uint64(grid.shape[0]), np.uint64(grid.shape[1]), np.uint64(grid.shape[2])
     write = out.shape[0] > 0
     rate = 1.0 / np.float64(step)
     for r in range(begin, stop):
         first, last, shift = t0[r], t1[r], phase[r]
         ax, ay, az = (o[r, 0] - origin[0]) * scale, (o[r, 1] - origin[1]) * scale, (o[r, 2] - origin[2]) * scale
         bx, by, bz = d[r, 0] * scale, d[r, 1] * scale, d[r, 2] * scale
-        enter, leave = _clip(np.float64(ax), np.float64(bx), nx, np.float64(first), np.float64(last))
-        enter, leave = _clip(np.float64(ay), np.float64(by), ny, enter, leave)
-        enter, leave = _clip(np.float64(az), np.float64(bz), nz, enter, leave)
-        ix, iy, iz = _inverse(bx), _inverse(by), _inverse(bz)
-        at, count, run, behind = offsets[r], 0, -1, -1
+        enter, leave = _clip(np.float64(ax), np.float64(bx), grid.shape[0], np.float64(first), np.float64(last))
+        enter, leave = _clip(np.float64(ay), np.float64(by), grid.shape[1], enter, leave)
+        enter, leave = _clip(np.float64(az), np.float64(bz), grid.shape[2], enter, leave)
+        (ix, ox, sx), (iy, oy, sy), (iz, oz, sz) = _axis(ax, bx), _axis(ay, by), _axis(az, bz)
+        slow = max(abs(bx), abs(by), abs(bz)) * step < SLOW
+        at, count, run = offsets[r], 0, 0
         todo = enter < leave
         k: Any = 0
         if write:
@@ -107,37 +114,35 @@ def _march(
             todo = at + count < offsets[r + 1]
         elif todo:
             k = max(0, math.floor((enter - first) * rate) - 2)
+        begun = k
         while todo:
             t = (np.float32(k) + shift) * step + first
-            if not (t < last and t <= leave):
-                break
-            x, y, z = math.floor(ax + t * bx), math.floor(ay + t * by), math.floor(az + t * bz)
-            if x < 0 or y < 0 or z < 0 or x >= nx or y >= ny or z >= nz:
+            todo = t < last and t <= leave
+            x, y, z = _cell(ax, bx, t), _cell(ay, by, t), _cell(az, bz, t)
+            inside = todo and x < nx and y < ny and z < nz
+            if inside and grid[x, y, z]:
                 k += 1
                 continue
-            size = 1
-            if not coarse[x >> 4, y >> 4, z >> 4]:
-                size, x, y, z = 16, x & ~15, y & ~15, z & ~15
-            elif not blocks[x >> 2, y >> 2, z >> 2]:
-                size, x, y, z = 4, x & ~3, y & ~3, z & ~3
-            elif grid[x, y, z]:
+            if k > begun:  # a run has ended
                 if write:
-                    out[at + count] = t
-                    todo = at + count + 1 < offsets[r + 1]
-                else:
-                    if k != behind and run < RUNS:
-                        run += 1
-                        if run < RUNS:
-                            runs[r, run, 0] = k
-                    if run < RUNS:
-                        runs[r, run, 1] += 1
-                    behind = k + 1
-                count += 1
-                k += 1
-                continue
-            end = min(_leave(ax, ix, x, size), _leave(ay, iy, y, size), _leave(az, iz, z, size), leave + step)
-            # First lattice point behind the empty cells; the slack lets rounding add a look, never skip a sample.
-            k = max(k + 1, math.ceil((end - first) * rate - shift - 0.01))
+                    for i in range(begun, k):
+                        out[at + count + i - begun] = (np.float32(i) + shift) * step + first
+                elif run < RUNS:
+                    runs[r, run, 0], runs[r, run, 1] = begun, k - begun
+                count += k - begun
+                run += 1
+                todo = todo and not (write and at + count == offsets[r + 1])
+            k += 1
+            if inside:
+                size, x, y, z = 1, np.int64(x), np.int64(y), np.int64(z)
+                if not blocks[x >> 2, y >> 2, z >> 2]:
+                    size = 4 if coarse[x >> 4, y >> 4, z >> 4] else 16
+                if size > 1 or slow:
+                    x, y, z = x & -size, y & -size, z & -size
+                    end = min((x + size * sx) * ix + ox, (y + size * sy) * iy + oy, (z + size * sz) * iz + oz)
+                    # First lattice point behind the empty cells; the slack lets rounding add a look, never skip one.
+                    k = max(k, math.ceil((min(end, leave + step) - first) * rate - shift - 0.01))
+            begun = k
         if not write:
             offsets[r + 1] = count
 
