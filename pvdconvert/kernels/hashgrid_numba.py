@@ -29,67 +29,68 @@ _FAST = {"contract", "nsz", "arcp"}
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def _corners(x, begin, count, rows, weights, scale, stride, entries, kind, low, high, smooth, shift):  # type: ignore[no-untyped-def]
-    """Rows and weights [8, count] of the corners around points ``begin ..``; outside, the weights are 0.
+def _cells(x, begin, count, cell, part, scale, low, high, smooth, shift):  # type: ignore[no-untyped-def]
+    """Cells [3, count] of points ``begin ..`` of x [3, N], how far into them the points lie, and whether [4, count].
 
-    The domain keeps cells within int32, and uint32 arithmetic wraps as the rules want it.
+    The domain keeps cells within int32.
     """
-    s1 = np.uint32(stride)
-    s2 = np.uint32(s1 * s1)
     for i in range(count):
-        a, b, c = x[begin + i, 0], x[begin + i, 1], x[begin + i, 2]
+        a, b, c = x[0, begin + i], x[1, begin + i], x[2, begin + i]
         ok = a >= low and a <= high and b >= low and b <= high and c >= low and c <= high
         a = (a if ok else _ZERO) * scale + shift
         b = (b if ok else _ZERO) * scale + shift
         c = (c if ok else _ZERO) * scale + shift
         fa, fb, fc = np.floor(a), np.floor(b), np.floor(c)
-        u, v, w = a - fa, b - fb, c - fc
-        if smooth == _NEAREST:
-            u, v, w = _ZERO, _ZERO, _ZERO
-        elif smooth == _SMOOTHSTEP:
-            u, v, w = u * u * (_THREE - _TWO * u), v * v * (_THREE - _TWO * v), w * w * (_THREE - _TWO * w)
-        x0, y0, z0 = np.uint32(np.int32(fa)), np.uint32(np.int32(fb)), np.uint32(np.int32(fc))
-        x1 = np.uint32(x0 + _I1)
+        cell[0, i], cell[1, i], cell[2, i] = np.uint32(np.int32(fa)), np.uint32(np.int32(fb)), np.uint32(np.int32(fc))
+        part[0, i], part[1, i], part[2, i], part[3, i] = a - fa, b - fb, c - fc, _ONE if ok else _ZERO
+    if smooth == _NEAREST:
+        part[:3, :count] = _ZERO
+    elif smooth == _SMOOTHSTEP:
+        for axis in range(3):
+            for i in range(count):
+                u = part[axis, i]
+                part[axis, i] = u * u * (_THREE - _TWO * u)
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+def _corners(cell, part, count, rows, weights, stride, entries, kind):  # type: ignore[no-untyped-def]
+    """Rows and weights [8, count] of the corners of ``cell``; outside, the weights are 0.
+
+    uint32 arithmetic wraps as the rules want it. A loop for each corner: these become vector instructions.
+    """
+    s1 = np.uint32(stride)
+    s2 = np.uint32(s1 * s1)
+    mask, n = np.uint32(entries - 1), np.uint32(entries)
+    for k in range(8):
+        dx, dy, dz = np.uint32(k & 1), np.uint32((k >> 1) & 1), np.uint32(k >> 2)
         if kind >= _POWER:
-            y0, z0 = np.uint32(y0 * _P1), np.uint32(z0 * _P2)
-            y1, z1 = np.uint32(y0 + _P1), np.uint32(z0 + _P2)
-            rows[0, i], rows[1, i] = x0 ^ y0 ^ z0, x1 ^ y0 ^ z0
-            rows[2, i], rows[3, i] = x0 ^ y1 ^ z0, x1 ^ y1 ^ z0
-            rows[4, i], rows[5, i] = x0 ^ y0 ^ z1, x1 ^ y0 ^ z1
-            rows[6, i], rows[7, i] = x0 ^ y1 ^ z1, x1 ^ y1 ^ z1
+            for i in range(count):
+                rows[k, i] = (cell[0, i] + dx) ^ ((cell[1, i] + dy) * _P1) ^ ((cell[2, i] + dz) * _P2)
         else:
-            y0, z0 = np.uint32(y0 * s1), np.uint32(z0 * s2)
-            y1, z1 = np.uint32(y0 + s1), np.uint32(z0 + s2)
-            rows[0, i], rows[1, i] = x0 + y0 + z0, x1 + y0 + z0
-            rows[2, i], rows[3, i] = x0 + y1 + z0, x1 + y1 + z0
-            rows[4, i], rows[5, i] = x0 + y0 + z1, x1 + y0 + z1
-            rows[6, i], rows[7, i] = x0 + y1 + z1, x1 + y1 + z1
-        inside = _ONE if ok else _ZERO
-        u0, u1 = (_ONE - u) * inside, u * inside
-        v0, w0 = _ONE - v, _ONE - w
-        weights[0, i], weights[1, i] = u0 * v0 * w0, u1 * v0 * w0
-        weights[2, i], weights[3, i] = u0 * v * w0, u1 * v * w0
-        weights[4, i], weights[5, i] = u0 * v0 * w, u1 * v0 * w
-        weights[6, i], weights[7, i] = u0 * v * w, u1 * v * w
-    if kind == _POWER:
-        mask = np.uint32(entries - 1)
-        for k in range(8):
+            for i in range(count):
+                rows[k, i] = (cell[0, i] + dx) + (cell[1, i] + dy) * s1 + (cell[2, i] + dz) * s2
+        if kind == _POWER:
             for i in range(count):
                 rows[k, i] &= mask
-    elif kind != _DENSE:
-        n = np.uint32(entries)
-        for k in range(8):
+        elif kind != _DENSE:
             for i in range(count):
                 if rows[k, i] >= n:
                     rows[k, i] %= n
+        for i in range(count):
+            u = part[0, i] if k & 1 else _ONE - part[0, i]
+            v = part[1, i] if k & 2 else _ONE - part[1, i]
+            w = part[2, i] if k & 4 else _ONE - part[2, i]
+            weights[k, i] = u * part[3, i] * v * w
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
 def _forward_level(x, table, out, column, begin, end, scale, stride, entries, kind, low, high, smooth, shift):  # type: ignore[no-untyped-def]
+    cell, part = np.empty((3, _BLOCK), np.uint32), np.empty((4, _BLOCK), np.float32)
     rows, weights = np.empty((8, _BLOCK), np.uint32), np.empty((8, _BLOCK), np.float32)
     for first in range(begin, end, _BLOCK):
         count = min(_BLOCK, end - first)
-        _corners(x, first, count, rows, weights, scale, stride, entries, kind, low, high, smooth, shift)
+        _cells(x, first, count, cell, part, scale, low, high, smooth, shift)
+        _corners(cell, part, count, rows, weights, stride, entries, kind)
         if table.shape[1] == 2:
             for i in range(count):
                 s0, s1 = _ZERO, _ZERO
@@ -109,13 +110,15 @@ def _forward_level(x, table, out, column, begin, end, scale, stride, entries, ki
 
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
 def _backward_level(x, grad, table, column, scale, stride, entries, kind, low, high, smooth, shift):  # type: ignore[no-untyped-def]
+    cell, part = np.empty((3, _BLOCK), np.uint32), np.empty((4, _BLOCK), np.float32)
     rows, weights = np.empty((8, _BLOCK), np.uint32), np.empty((8, _BLOCK), np.float32)
-    for first in range(0, x.shape[0], _BLOCK):
-        count = min(_BLOCK, x.shape[0] - first)
-        _corners(x, first, count, rows, weights, scale, stride, entries, kind, low, high, smooth, shift)
+    for first in range(0, x.shape[1], _BLOCK):
+        count = min(_BLOCK, x.shape[1] - first)
+        _cells(x, first, count, cell, part, scale, low, high, smooth, shift)
+        _corners(cell, part, count, rows, weights, stride, entries, kind)
         if table.shape[1] == 2:
             for i in range(count):
-                g0, g1 = grad[first + i, column], grad[first + i, column + 1]
+                g0, g1 = grad[column, first + i], grad[column + 1, first + i]
                 for k in range(8):
                     table[rows[k, i], 0] += weights[k, i] * g0
                     table[rows[k, i], 1] += weights[k, i] * g1
@@ -123,7 +126,7 @@ def _backward_level(x, grad, table, column, scale, stride, entries, kind, low, h
             for i in range(count):
                 for k in range(8):
                     for f in range(table.shape[1]):
-                        table[rows[k, i], f] += weights[k, i] * grad[first + i, column + f]
+                        table[rows[k, i], f] += weights[k, i] * grad[column + f, first + i]
 
 
 @njit(cache=True, nogil=True)
@@ -155,18 +158,19 @@ def _geometry(scales: Any, ints: Any, low: float, high: float, mode: int, shift:
 
 def forward(x01: Tensor, table: Tensor, *geometry: Any) -> Tensor:
     """:func:`pvdconvert.kernels.hashgrid.hash_encode` for float32 on the CPU: [N, L*F], a transposed view."""
-    points, rows = x01.detach().contiguous().numpy(), table.detach().contiguous().numpy()
-    out = torch.empty(len(geometry[0]) * rows.shape[1], len(points))
-    share(_forward, len(points), points, rows, out.numpy(), *_geometry(*geometry), grain=_BLOCK)
+    # Every level reads all points: coordinates side by side fill a vector.
+    points, rows = x01.detach().t().contiguous().numpy(), table.detach().contiguous().numpy()
+    out = torch.empty(len(geometry[0]) * rows.shape[1], len(x01))
+    share(_forward, len(x01), points, rows, out.numpy(), *_geometry(*geometry), grain=_BLOCK)
     return out.t()
 
 
 def backward(x01: Tensor, grad: Tensor, rows: int, *geometry: Any) -> Tensor:
     """The gradient [rows, F] of the table; ``grad`` [N, L*F] is that of the features."""
-    points, upper = x01.detach().contiguous().numpy(), grad.contiguous().numpy()
+    points, upper = x01.detach().t().contiguous().numpy(), grad.detach().t().contiguous().numpy()
     levels = len(geometry[0])
     # numpy asks the system for huge pages: a fifth of the time that torch.zeros takes for a large table.
-    target = np.zeros((rows, upper.shape[1] // levels), dtype=np.float32)
-    if len(points):
+    target = np.zeros((rows, upper.shape[0] // levels), dtype=np.float32)
+    if len(x01):
         share(_backward, levels, points, upper, target, *_geometry(*geometry), uneven=levels)
     return torch.from_numpy(target)
