@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import backward
 
 from pvdconvert.kernels.rowgrad import sink_of
-from pvdconvert.kernels.voxels import BrickMap, Missing, voxel_inside, voxel_interp, voxel_sh_color
+from pvdconvert.kernels.voxels import BrickMap, Missing, voxel_inside, voxel_interp, voxel_sh_color, voxel_spread
 from tests.twins import TWINS, choose
 
 SHAPE = (11, 9, 20)
@@ -19,7 +19,7 @@ MISSING: tuple[Missing, ...] = ("cell", "zero")
 @pytest.fixture(params=TWINS, autouse=True)
 def twin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     name: str = request.param
-    choose(name, monkeypatch, request.module, "voxel_interp", "voxel_inside", "voxel_sh_color")
+    choose(name, monkeypatch, request.module, "voxel_interp", "voxel_inside", "voxel_sh_color", "voxel_spread")
     return name
 
 
@@ -80,6 +80,16 @@ def test_interpolation_and_gradient(share: float, missing: Missing, side: int) -
     backward(out, g)
     assert values.grad is not None
     np.testing.assert_allclose(values.grad.numpy(), weights.T @ g.double().numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("missing", MISSING)
+def test_spreading_adds_to_what_is_there(missing: Missing) -> None:
+    vertices, x = lattice(0.8), points(200)
+    values = torch.randn(len(x), 3, generator=torch.Generator().manual_seed(3))
+    _, weights, _ = truth(x, vertices, torch.zeros(len(vertices), 3), missing, 0.0)
+    grid = BrickMap.from_vertices(vertices, SHAPE)
+    found = voxel_spread(x, grid, values, torch.ones(len(vertices), 3), missing)
+    np.testing.assert_allclose(found.numpy(), 1 + weights.T @ values.double().numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("missing", MISSING)

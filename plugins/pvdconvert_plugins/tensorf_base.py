@@ -197,7 +197,8 @@ def targets(field: TensorialField, store: Store, seconds: float, solved: float) 
             values, limit = field.inverse(store.ask_density(where))
             return Targets(index, values, shape, None, limit, "asked at the vertices")
     shape = [max(2, round(min(1.0, SCATTERED / max(resolution)) * v)) for v in resolution]
-    index, values, weights = scatter(x01, field.inverse(sigma)[0], shape)
+    index, means, weights = scatter(x01, field.inverse(sigma)[0][:, None], shape)
+    values = means[:, 0]
     low, high = field.inverse(torch.tensor([0.0, math.inf], device=x.device))[0]
     limit = (values >= high - 1e-3).to(torch.int8) - (values <= low + 1e-3).to(torch.int8)
     return Targets(index, values, shape, weights.clamp(max=4.0), limit, "spread from the samples")

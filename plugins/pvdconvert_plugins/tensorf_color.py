@@ -73,10 +73,9 @@ def project_color(field: TensorialField, store: Store, seconds: float, solver: S
     counts = weight[:, None] * slope.square()
     shape, vertices = _affordable(o.resolution, x01, seconds * solver.rate)
     parts: list[list[Tensor]] = []
+    index, means, seen = scatter(x01, torch.cat([counts * logit, counts], 1), shape)
     for channel in range(3):
-        index, total, seen = scatter(x01, counts[:, channel] * logit[:, channel], shape)
-        _, mean, _ = scatter(x01, counts[:, channel], shape)
-        mean = mean.clamp_min(1e-12)
+        total, mean = means[:, channel], means[:, 3 + channel].clamp_min(1e-12)
         # No vertex may outweigh the ridge of all others.
         trust = (mean * seen / (mean * seen).mean()).clamp(max=8.0)
         generator = torch.Generator().manual_seed(channel)
@@ -85,15 +84,15 @@ def project_color(field: TensorialField, store: Store, seconds: float, solver: S
     solver.assign([torch.cat(factors, -1) for factors in zip(*parts, own)])
     _mix(field, solver.ranks, share)
     how = f"colour by masked least squares over {vertices} vertices of {'x'.join(str(v) for v in shape)}"
+    part = slice(None, None, -(-len(x) // HEAD_SAMPLES))
     if field.head is not None and len(field.head.layers) > 1:
         carry(field.head)
         last = field.head.layers[-1]
         assert isinstance(last, nn.Linear)
-        part = slice(None, None, -(-len(x) // HEAD_SAMPLES))
         solve_last(last, field.hidden(x[part], d[part, None]), logit[part], counts[part].mean(1))
         how += " and a last layer by ridge regression"
-    error = (field.color(x, d[:, None])[:, 0] - inner).square().mean(1)
-    rms = float(((error * weight).sum() / weight.sum()).sqrt())
+    error = (field.color(x[part], d[part, None])[:, 0] - inner[part]).square().mean(1)
+    rms = float(((error * weight[part]).sum() / weight[part].sum()).sqrt())
     return f"{how}: rms {rms:.4f}"
 
 

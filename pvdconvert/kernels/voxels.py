@@ -127,6 +127,14 @@ def voxel_interp_torch(
     return _mix(*locate_torch(xg, grid, missing), values, fill)
 
 
+def voxel_spread(xg: Tensor, grid: BrickMap, values: Tensor, into: Tensor, missing: Missing = "cell") -> Tensor:
+    """``into`` [V, C], to whose rows ``values`` [N, C] at ``xg`` [N, 3] are added in place: the transpose of
+    :func:`voxel_interp`. Not differentiable."""
+    rows, weights = _locate(xg.detach(), grid.shape, grid.top, grid.bricks, missing == "cell")
+    _scatter_into(rows, weights, values, into, None)
+    return into
+
+
 def _mix(rows: Tensor, weights: Tensor, values: Tensor, fill: float) -> Tensor:
     if not len(values) or not len(rows):
         return values.new_full((len(rows), values.shape[1]), fill) + values.sum() * 0

@@ -14,9 +14,12 @@ from torch import Tensor
 
 from pvdconvert.kernels.backend import use_numba
 from pvdconvert.kernels.planes import AXES, PAIRS
+from pvdconvert.kernels.voxels import BrickMap, voxel_spread
 
 GROUPS = 4096
 POINTS = 1 << 15
+SPREAD = 1 << 18
+"""Samples that are spread to vertices at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,41 +179,28 @@ def _update_torch(
 def corners(x01: Tensor, shape: Sequence[int]) -> Tensor:
     """The vertices [M, 3] int64, in order, of those cells of a unit-cube grid that hold some of ``x01`` [N, 3]."""
     n = torch.tensor([int(v) for v in shape], device=x01.device)
-    low = _lower(x01, n)
-    seen = torch.zeros(int(n.prod()), dtype=torch.uint8, device=x01.device)
-    for corner in range(8):
-        seen[_flat(low, n, corner)] = 1
-    return _unflat(seen.nonzero().squeeze(1), n)
+    seen = torch.zeros(tuple(n.tolist()), dtype=torch.uint8, device=x01.device)
+    low = torch.minimum((x01.clamp(0, 1) * (n - 1)).long(), (n - 2).clamp(min=0))
+    seen.view(-1)[(low[:, 0] * n[1] + low[:, 1]) * n[2] + low[:, 2]] = 1
+    for axis in range(3):  # a cell's lower vertex marks its upper one
+        last = seen.shape[axis] - 1
+        seen.narrow(axis, 1, last).bitwise_or_(seen.narrow(axis, 0, last).clone())
+    return seen.nonzero()
 
 
 def scatter(x01: Tensor, values: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Trilinearly weighted means of ``values`` [N] at ``x01`` [N, 3] around vertices: vertices [M, 3], means, weights.
+    """Trilinearly weighted means of ``values`` [N, K] at ``x01`` [N, 3] around vertices of a grid of the unit cube
+    (``shape``: 2 or more along each axis): vertices [M, 3], means [M, K], sums of weights [M].
 
     A vertex is listed where its weights sum to half a sample or more.
     """
-    n = torch.tensor([int(v) for v in shape], device=x01.device)
-    low = _lower(x01, n)
-    part = x01.clamp(0, 1) * (n - 1) - low
-    total = torch.zeros(int(n.prod()), device=x01.device)
-    weight = torch.zeros_like(total)
-    for corner in range(8):
-        upper = torch.tensor([corner >> k & 1 for k in range(3)], device=x01.device, dtype=torch.bool)
-        w = torch.where(upper, part, 1 - part).prod(-1)
-        where = _flat(low, n, corner)
-        weight.index_add_(0, where, w)
-        total.index_add_(0, where, w * values)
-    known = (weight >= 0.5).nonzero().squeeze(1)
-    return _unflat(known, n), total[known] / weight[known], weight[known]
-
-
-def _lower(x01: Tensor, n: Tensor) -> Tensor:
-    return torch.minimum((x01.clamp(0, 1) * (n - 1)).long(), (n - 2).clamp(min=0))
-
-
-def _flat(low: Tensor, n: Tensor, corner: int) -> Tensor:
-    i, j, k = (torch.minimum(low[:, a] + (corner >> a & 1), n[a] - 1) for a in range(3))
-    return (i * n[1] + j) * n[2] + k
-
-
-def _unflat(flat: Tensor, n: Tensor) -> Tensor:
-    return torch.stack([flat // (n[1] * n[2]), flat // n[2] % n[1], flat % n[2]], dim=1)
+    n = (int(shape[0]), int(shape[1]), int(shape[2]))
+    vertices = corners(x01, n)
+    grid = BrickMap.from_vertices(vertices, n)
+    last = torch.tensor(n, device=x01.device) - 1
+    total = values.new_zeros(len(vertices), values.shape[1] + 1)
+    for x, v in zip(torch.split(x01, SPREAD), torch.split(values, SPREAD)):
+        voxel_spread((x.clamp(0, 1) * last).float(), grid, torch.cat([v, v.new_ones(len(v), 1)], 1), total)
+    known = (total[:, -1] >= 0.5).nonzero().squeeze(1)
+    weight = total[known, -1]
+    return vertices[known], total[known, :-1] / weight[:, None], weight
