@@ -30,13 +30,14 @@ SLOW = 0.25
 
 
 @numba.njit(error_model="numpy", nogil=True, cache=True)
-def _clip(a: Any, b: Any, n: Any, t0: Any, t1: Any) -> Any:
-    """The part of [t0, t1] in which -1 <= a + t b <= n + 1: a cell of margin, the exact test is made on the samples."""
+def _clip(a: Any, b: Any, low: Any, high: Any, t0: Any, t1: Any) -> Any:
+    """The part of [t0, t1] in which low - 1 <= a + t b <= high + 1: a cell of margin, the exact test is made on the
+    samples."""
     if b == 0.0:
-        if a < -1.0 or a > n + 1.0:
+        if a < low - 1.0 or a > high + 1.0:
             t1 = -math.inf
     else:
-        p, q = (-1.0 - a) / b, (n + 1.0 - a) / b
+        p, q = (low - 1.0 - a) / b, (high + 1.0 - a) / b
         t0, t1 = max(t0, min(p, q)), min(t1, max(p, q))
     return t0, t1
 
@@ -79,6 +80,7 @@ def _march(
     grid: Any,
     blocks: Any,
     coarse: Any,
+    around: Any,
     scale: Any,
     step: Any,
     runs: Any,
@@ -96,9 +98,10 @@ def _march(
         first, last, shift = t0[r], t1[r], phase[r]
         ax, ay, az = (o[r, 0] - origin[0]) * scale, (o[r, 1] - origin[1]) * scale, (o[r, 2] - origin[2]) * scale
         bx, by, bz = d[r, 0] * scale, d[r, 1] * scale, d[r, 2] * scale
-        enter, leave = _clip(np.float64(ax), np.float64(bx), grid.shape[0], np.float64(first), np.float64(last))
-        enter, leave = _clip(np.float64(ay), np.float64(by), grid.shape[1], enter, leave)
-        enter, leave = _clip(np.float64(az), np.float64(bz), grid.shape[2], enter, leave)
+        enter, leave = np.float64(first), np.float64(last)
+        enter, leave = _clip(np.float64(ax), np.float64(bx), around[0, 0], around[0, 1], enter, leave)
+        enter, leave = _clip(np.float64(ay), np.float64(by), around[1, 0], around[1, 1], enter, leave)
+        enter, leave = _clip(np.float64(az), np.float64(bz), around[2, 0], around[2, 1], enter, leave)
         (ix, ox, sx), (iy, oy, sy), (iz, oz, sz) = _axis(ax, bx), _axis(ay, by), _axis(az, bz)
         slow = max(abs(bx), abs(by), abs(bz)) * step < SLOW
         at, count, run = offsets[r], 0, 0
@@ -113,7 +116,7 @@ def _march(
                     k += 1
             todo = at + count < offsets[r + 1]
         elif todo:
-            k = max(0, math.floor((enter - first) * rate) - 2)
+            k = max(0, np.int64(np.floor((enter - first) * rate)) - 2)
         begun = k
         while todo:
             t = (np.float32(k) + shift) * step + first
@@ -141,10 +144,19 @@ def _march(
                     x, y, z = x & -size, y & -size, z & -size
                     end = min((x + size * sx) * ix + ox, (y + size * sy) * iy + oy, (z + size * sz) * iz + oz)
                     # First lattice point behind the empty cells; the slack lets rounding add a look, never skip one.
-                    k = max(k, math.ceil((min(end, leave + step) - first) * rate - shift - 0.01))
+                    k = max(k, np.int64(np.ceil((end - first) * rate - shift - 0.01)))
             begun = k
         if not write:
             offsets[r + 1] = count
+
+
+def _around(blocks: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """[3, 2]: between which cells the occupied blocks lie."""
+    found = np.zeros((3, 2))
+    for axis in range(3):
+        some = np.flatnonzero(blocks.max(axis=tuple(k for k in range(3) if k != axis), initial=0))
+        found[axis] = (4 * some[0], 4 * some[-1] + 4) if len(some) else (0, 0)
+    return found
 
 
 def march_numba(
@@ -156,7 +168,7 @@ def march_numba(
     coarse = _blocks(blocks)
     runs = np.zeros((o.shape[0], RUNS, 2), dtype=np.int32)
     arrays: list[Any] = [v.detach().contiguous().numpy() for v in (o, d, t0, t1, jitter, occ.origin)]
-    arrays += [grid, blocks, coarse, np.float32(1.0 / occ.cell), np.float32(step), runs]
+    arrays += [grid, blocks, coarse, _around(blocks), np.float32(1.0 / occ.cell), np.float32(step), runs]
     offsets = np.zeros(o.shape[0] + 1, dtype=np.int64)
     share(_march, len(o), *arrays, offsets, np.empty(0, dtype=np.float32), grain=GRAIN, uneven=8)
     np.cumsum(offsets, out=offsets)
