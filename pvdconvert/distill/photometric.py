@@ -59,8 +59,9 @@ PARTS = 4
 """Parts of a run: each is planned by what its steps cost."""
 
 LONG, COARSEST = 48.0, 4.0
-"""Samples of a ray above which they lie further apart, and how many times at most: a view full of fog, as forward-facing
-scenes begin, learns more from many rays than from fine ones (fern in 60 s, test views: 19.9 -> 20.7 dB)."""
+"""Samples of a ray above which they lie further apart, and how many times at most: a view full of fog, as
+forward-facing scenes begin, learns more from many rays than from fine ones (fern in 60 s, test views: 19.9 -> 20.7 dB).
+"""
 
 REGULAR = 4
 """The regulariser is evaluated every so many steps, and counts as much."""
