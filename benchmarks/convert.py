@@ -105,8 +105,8 @@ def tell(data: dict[str, Any]) -> str:
         [
             "# Where the time of a conversion goes\n",
             on(data["machine"]) + "\n",
-            f"{data['effort']}. Under cProfile, which slows Python down and kernels not; imports are left out of the"
-            " stages.\n",
+            f"{data['effort']}. Under torch's profiler: outside kernels and GEMMs is the part of a stage in which "
+            "neither an operator of torch nor a kernel of ours ran.\n",
             markdown(head, [[*row, *[""] * (len(head) - len(row))] for row in rows]),
             markdown(["pair", "stage", "s", "outside kernels and GEMMs", "most time of their own"], tops),
         ]
