@@ -62,6 +62,7 @@ class Split:
 
     def __init__(self) -> None:
         self.stages: dict[str, Stage] = {}
+        self.kept: list[tuple[Stage, float, Any]] = []
         self.close: Callable[[], None] = lambda: None
 
     def enter(self, name: str) -> None:
@@ -76,21 +77,18 @@ class Split:
         def close() -> None:
             seconds = time.perf_counter() - begin
             recorder.stop()
-            assert recorder.profiler is not None
-            assert recorder.profiler.kineto_results is not None
-            events = recorder.profiler.kineto_results.events()
-            stage.add(
-                seconds,
-                ran(
-                    [
-                        (e.start_ns(), e.start_ns() + e.duration_ns(), e.name())
-                        for e in events
-                        if e.name().startswith(OPERATORS)
-                    ]
-                ),
-            )
+            self.kept.append((stage, seconds, recorder))
 
         self.close = close
+
+    def read(self) -> dict[str, Any]:
+        """What was recorded; only now, as it takes its time and a conversion has a budget."""
+        self.close()
+        for stage, seconds, recorder in self.kept:
+            events = recorder.profiler.kineto_results.events()
+            known = [e for e in events if e.name().startswith(OPERATORS)]
+            stage.add(seconds, ran([(e.start_ns(), e.start_ns() + e.duration_ns(), e.name()) for e in known]))
+        return {name: stage.to_json() for name, stage in self.stages.items()}
 
 
 def main() -> int:
@@ -115,8 +113,7 @@ def main() -> int:
     Silent.stage = lambda self, name, total=None: split.enter(name)  # type: ignore[assignment,method-assign]
     split.enter(FIRST)
     code = run(sys.argv[2:])
-    split.close()
-    Path(sys.argv[1]).write_text(json.dumps({name: stage.to_json() for name, stage in split.stages.items()}))
+    Path(sys.argv[1]).write_text(json.dumps(split.read()))
     return code
 
 
