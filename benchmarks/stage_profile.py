@@ -68,11 +68,15 @@ class Split:
     def enter(self, name: str) -> None:
         from torch.profiler import ProfilerActivity, profile
 
+        from pvdconvert import stopwatch
+
+        paused = time.perf_counter()
         self.close()
         stage = self.stages.setdefault(name, Stage())
         recorder = profile(activities=[ProfilerActivity.CPU])
         recorder.start()
         begin = time.perf_counter()
+        stopwatch.excuse(begin - paused)
 
         def close() -> None:
             seconds = time.perf_counter() - begin
@@ -82,7 +86,7 @@ class Split:
         self.close = close
 
     def read(self) -> dict[str, Any]:
-        """What was recorded; only now, as it takes its time and a conversion has a budget."""
+        """What was recorded; only now, as it takes its time."""
         self.close()
         for stage, seconds, recorder in self.kept:
             events = recorder.profiler.kineto_results.events()
