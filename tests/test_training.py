@@ -204,6 +204,33 @@ def test_backgrounds_are_all_colours_at_once(small: Photometric) -> None:
     assert value == pytest.approx(float(over.square().mean()), abs=2e-4)
 
 
+@pytest.mark.parametrize(("step", "coarser"), [(0.05, False), (0.005, True)])
+def test_long_rays_are_sampled_further_apart(monkeypatch: pytest.MonkeyPatch, step: float, coarser: bool) -> None:
+    """And more of them: a step has the same number of samples; how long rays are is told at the finest distance."""
+    scene = Scene(Box.cube(1.0), background=(0.0, 0.0, 0.0))
+    cells = Occupancy(torch.tensor([-1.0, -1.0, -1.0]), 0.125, torch.ones(16, 16, 16, dtype=torch.uint8))
+    made = trainer(RayBank(posed.frames(2, 16, 5)), scene, cells)
+    made.step, made.points = step, 20_000
+    asked: list[tuple[float, int, int]] = []
+
+    def watched(way: Segments, live: Occupancy, distance: float, jitter: Tensor) -> Samples:
+        found = in_cells(way, live, distance, jitter)
+        asked.append((distance, len(found), len(in_cells(way, live, step, jitter)) // len(jitter)))
+        return found
+
+    monkeypatch.setattr(photometric, "in_cells", watched)
+    for _ in range(40):
+        made._loss()
+    distance, samples, finest = asked[-1]
+    assert made.per_ray == pytest.approx(finest, rel=0.1)
+    if coarser:
+        assert distance == pytest.approx(step * min(photometric.COARSEST, made.per_ray / photometric.LONG), rel=0.1)
+        assert distance > 2 * step
+        assert samples == pytest.approx(made.points, rel=0.15)
+    else:
+        assert distance == step
+
+
 def test_the_gradient_is_that_of_the_pixels() -> None:
     """A field of two numbers: density s and grey g everywhere. A ray of length 2 has the pixel g (1 - exp(-2 s))."""
 

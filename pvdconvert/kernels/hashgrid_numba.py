@@ -29,7 +29,9 @@ _FAST = {"contract", "nsz", "arcp"}
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def _cells(x, begin, count, cell, part, scale, low, high, smooth, shift):  # type: ignore[no-untyped-def]
+def _cells(
+    x: Any, begin: int, count: int, cell: Any, part: Any, scale: Any, low: Any, high: Any, smooth: int, shift: Any
+) -> None:
     """Cells [3, count] of points ``begin ..`` of x [3, N], how far into them the points lie, and whether [4, count].
 
     The domain keeps cells within int32.
@@ -53,7 +55,7 @@ def _cells(x, begin, count, cell, part, scale, low, high, smooth, shift):  # typ
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def _corners(cell, part, count, rows, weights, stride, entries, kind):  # type: ignore[no-untyped-def]
+def _corners(cell: Any, part: Any, count: int, rows: Any, weights: Any, stride: int, entries: int, kind: int) -> None:
     """Rows and weights [8, count] of the corners of ``cell``; outside, the weights are 0.
 
     uint32 arithmetic wraps as the rules want it. A loop for each corner: these become vector instructions.
@@ -151,7 +153,8 @@ def _backward(begin, end, x, grad, table, scales, ints, low, high, smooth, shift
 
 
 @njit(cache=True, nogil=True)
-def _turn(begin, end, rows, columns):  # type: ignore[no-untyped-def]
+def _turn(begin: int, end: int, rows: Any, columns: Any) -> None:
+    """Rows ``begin`` to ``end`` of [N, C] into [C, N], a few at a time: both sides stay in the cache."""
     for first in range(begin, end, 16):
         for c in range(rows.shape[1]):
             for n in range(first, min(first + 16, end)):
